@@ -28,11 +28,11 @@ class Lane:
         self.went_on: list[tuple[float, str]] = []
         self.sockets: list[socket.socket] = []
 
-    def come(self, address: str, name: str = "") -> socket.socket:
+    def come(self, address: str, name: str = "", program: str = "x") -> socket.socket:
         """One more client, which has sent something."""
         theirs, ours = socket.socketpair()
         self.sockets += theirs, ours
-        theirs.send(b"SSH-2.0-x\r\n")
+        theirs.send(f"SSH-2.0-{program}\r\n".encode())
         place = self.admission.enter(address)
         assert place is not None
 
@@ -60,16 +60,16 @@ async def test_one_address_gets_ten_in_a_second_the_newest_first(
     lane: Lane, autojump_clock: trio.testing.MockClock
 ) -> None:
     began = trio.current_time()
-    for number in range(40):
+    for number in range(30):
         lane.come("192.0.2.1", f"{number}")
     await trio.sleep(0.95)
-    assert [name for _, name in lane.went_on] == [f"{39 - number}" for number in range(10)]
+    assert [name for _, name in lane.went_on] == [f"{29 - number}" for number in range(10)]
     # Who comes behind all of them does not wait for them.
     lane.come("192.0.2.1", "bob")
     await trio.sleep(0.1)
     assert lane.went_on[-1] == (pytest.approx(began + 1.0), "bob")
     await trio.sleep(10)
-    assert len(lane.went_on) == 41
+    assert len(lane.went_on) == 31
 
 
 async def test_addresses_take_turns(lane: Lane, autojump_clock: trio.testing.MockClock) -> None:
@@ -99,7 +99,7 @@ async def test_a_client_that_has_gone_takes_no_turn(
     lane: Lane, autojump_clock: trio.testing.MockClock
 ) -> None:
     lane.come("192.0.2.1", "first")
-    for number in range(60):
+    for number in range(30):
         theirs = lane.come("192.0.2.1", f"gone {number}")
         theirs.close()
     await trio.sleep(0.15)
@@ -111,13 +111,42 @@ async def test_the_oldest_gives_way_and_is_reset(
     lane: Lane, autojump_clock: trio.testing.MockClock
 ) -> None:
     clients = [lane.come("192.0.2.1", f"{number}") for number in range(70)]
-    assert len(lane.lane) == 64
-    for client in clients[:6]:
+    assert len(lane.lane) == len(lane.admission) == 32
+    for client in clients[:38]:
         client.setblocking(False)
         with pytest.raises(ConnectionResetError):
             client.recv(100)
     await trio.sleep(10)
-    assert {name for _, name in lane.went_on} == {f"{number}" for number in range(6, 70)}
+    assert {name for _, name in lane.went_on} == {f"{number}" for number in range(38, 70)}
+
+
+@pytest.mark.parametrize("programs", [1, 3], ids=["one program", "a few"])
+async def test_who_has_another_program_than_a_flood_does_not_wait_for_it(
+    programs: int, lane: Lane, autojump_clock: trio.testing.MockClock
+) -> None:
+    began = trio.current_time()
+    for number in range(300):
+        lane.come("192.0.2.1", "flood", f"flood-{number % programs}")
+        if number == 100:
+            lane.come("192.0.2.1", "bob", "OpenSSH_9.2")
+        await trio.sleep(0.001)
+    came = [when - began for when, name in lane.went_on if name == "bob"]
+    assert came and came[0] < 0.25
+    assert len(lane.lane) <= 32
+
+
+async def test_who_tells_a_new_program_each_time_gains_nothing(
+    lane: Lane, autojump_clock: trio.testing.MockClock
+) -> None:
+    for number in range(200):
+        lane.come("192.0.2.1", "flood", f"flood-{number}")
+    lane.come("192.0.2.1", "bob", "OpenSSH_9.2")
+    await trio.sleep(0.05)
+    assert [name for _, name in lane.went_on] == ["bob"]
+    await trio.sleep(0.4)
+    lane.come("192.0.2.1", "ann", "OpenSSH_9.2")  # as ever: behind those that did not go on yet
+    await trio.sleep(10)
+    assert len(lane.went_on) == 33
 
 
 async def test_the_gateway_has_those_wait_whose_log_ins_failed(
