@@ -190,7 +190,7 @@ class Site:
             "IdentityAgent=none",
             f"UserKnownHostsFile={hosts} {self.sshd.folder}/known_hosts",
             "StrictHostKeyChecking=yes",
-            "ConnectTimeout=20",
+            "ConnectTimeout=60",
             "LogLevel=INFO",
             "NumberOfPasswordPrompts=1",
             *more,
@@ -219,7 +219,7 @@ class Site:
         self, words: list[str], *, send: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """A program to its end."""
-        with trio.fail_after(40):
+        with trio.fail_after(90):
             return await trio.run_process(
                 words, stdin=send, capture_stdout=True, capture_stderr=True, check=False
             )
@@ -244,13 +244,14 @@ class Site:
         words = [self.program("ssh-agent", "openssh-client"), "-D", "-a", str(socket)]
         process = await trio.lowlevel.open_process(words, stdout=subprocess.DEVNULL)
         try:
-            with trio.fail_after(20):
-                while True:
-                    await trio.sleep(0.05)
-                    if socket.exists():
-                        break
             add = [self.program("ssh-add", "openssh-client"), "-q", str(key)]
-            await trio.run_process(["env", f"SSH_AUTH_SOCK={socket}", *add])
+            # Its socket is there some time before it takes connections.
+            with trio.fail_after(60):
+                while True:
+                    added = await self.run(["env", f"SSH_AUTH_SOCK={socket}", *add])
+                    if added.returncode == 0:
+                        break
+                    await trio.sleep(0.05)
             yield socket
         finally:
             process.terminate()

@@ -26,8 +26,8 @@ from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["DeviceAway", "DeviceSocket", "Devices"]
 
-_PROXY_BEHIND = 3.0
-# Seconds to wait for a proxy to learn of a new lease; it takes 2 at most.
+_PROXY_BEHIND = 10.0
+# Seconds to wait for a proxy to learn of a new lease. It takes 2 at most, on a busy machine longer.
 
 _AGAIN = 0.25
 # Seconds between two attempts.
