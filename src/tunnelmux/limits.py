@@ -177,9 +177,10 @@ class IngressLimits:
     Ten round trips over the slowest mobile network."""
 
     max_handshakes: int = 256
-    """Tunnel handshakes in flight. One more takes the place of the oldest that is silent; the first
-    of an address, that of one whose address has most; else it waits. After a restart a whole fleet
-    dials at once, and unauthenticated peers must not hold memory for all of it."""
+    """Tunnel handshakes in flight. One more takes the place of one that has been silent for half of
+    first_byte_timeout; the first of an address, that of one whose address has most; else it waits.
+    After a restart a whole fleet dials at once, and unauthenticated peers must not hold memory for
+    all of it."""
 
     max_waiting_handshakes: int = 4096
     """Agents that wait for one of those places, unread; addresses take turns, and one has half of

@@ -19,7 +19,9 @@ from tunnelmux.transports.admission import Admission, Place
 class Door:
     """A listener with four places, two for an address; four can wait."""
 
-    def __init__(self, stack: ExitStack, *, balancers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, stack: ExitStack, *, balancers: tuple[str, ...] = (), silence: float = 0.0
+    ) -> None:
         self._stack = stack
         self.admission = Admission("tunnel")
         self.admission.configure(
@@ -28,6 +30,7 @@ class Door:
             exempt=TrustedProxies.parse(balancers),
             max_waiting=4,
             patience=5.0,
+            silence=silence,
         )
         self.places: dict[str, Place] = {}
         """Of those that have got one, by peer, in the order in which they got it."""
@@ -125,6 +128,20 @@ async def test_the_silent_give_way_to_those_that_wait(door: Door) -> None:
     assert door.places["192.0.2.3:1"].is_held
     assert silent.is_held
     assert not door.places["192.0.2.2:1"].is_held
+
+
+async def test_silence_is_granted_for_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    with ExitStack() as stack:
+        door = Door(stack, silence=2.0)
+        for number in range(4):
+            assert door.come(f"198.51.100.{number}:1", speaks=False)
+        await trio.sleep(1.9)
+        assert door.come("192.0.2.1:1")
+        assert (len(door.places), door.admission.waiting) == (4, 1)
+        await trio.sleep(0.1)
+        assert door.come("192.0.2.2:1")
+        assert door.places["192.0.2.1:1"].is_held and door.places["192.0.2.2:1"].is_held
+        assert door.admission.gave_way == 2
 
 
 async def test_what_has_waited_too_long_is_reset(

@@ -489,6 +489,7 @@ class RunningProxy:
             exempt=TrustedProxies.parse(config.tunnel.trusted_proxies),
             max_waiting=limits.max_waiting_handshakes,
             patience=limits.handshake_timeout / 2,
+            silence=limits.first_byte_timeout / 2,
         )
 
     def _set_ingress(self, config: ProxyConfig) -> None:

@@ -161,8 +161,9 @@ class Admission:
     has said: strangers from as many addresses as there are places must not keep them out.
 
     With `max_waiting`, so many connections that find no place wait for one, each for `patience`
-    seconds. Then the oldest silent one of any address gives way, and one that has spoken only to
-    the first of an address.
+    seconds. Then one that has been silent for `silence` seconds gives way to any address, and
+    others only to the first of an address: where many agents dial at once, their first bytes are
+    late, and each newcomer would end what another has begun.
     """
 
     def __init__(
@@ -215,9 +216,11 @@ class Admission:
         exempt: Addresses = frozenset(),
         max_waiting: int = 0,
         patience: float = 0.0,
+        silence: float = 0.0,
     ) -> None:
         """Use these limits from now on; held places stay."""
         self.limit = limit
+        self._silence = silence
         self.per_address = per_address
         self.exempt: Addresses = exempt
         self._line.limit, self._line.patience = max_waiting, patience
@@ -281,9 +284,10 @@ class Admission:
         return len(self._sources.get(source, ())) < self.per_address
 
     def make_room(self) -> bool:
-        """Have the oldest silent connection give way. True if there was one."""
+        """Have the oldest silent connection give way. True if there was one that has been silent
+        for long enough."""
         oldest = self._oldest(self._silent)
-        if oldest is None:
+        if oldest is None or trio.current_time() - oldest.since < self._silence:
             return False
         self._evict(oldest, "silent")
         return True
@@ -317,8 +321,8 @@ class Admission:
         """Have a connection give way to one of this address, which has `crowd` places."""
         if self._line.limit:
             # Among addresses that all dial a lot, each would end what another has begun: but for
-            # the first of an address, they wait.
-            return self.make_room() or (not crowd and self._level(crowd))
+            # the first of an address, they wait, those that came first before others.
+            return (not len(self._line) and self.make_room()) or (not crowd and self._level(crowd))
         oldest = self._oldest(self._silent)
         if (
             source is not None
