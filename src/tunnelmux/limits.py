@@ -184,7 +184,7 @@ class IngressLimits:
 
     max_waiting_handshakes: int = 4096
     """Agents that wait for one of those places, unread; addresses take turns, and one has half of
-    them at most. Each waits for half of handshake_timeout, so that the other half is left for its
+    them at most. Each waits for two thirds of handshake_timeout, so that a third is left for its
     handshake; then, or if there are more, it is reset and comes again. Some thousand agents of a
     node that was lost are taken one after another; each costs a KiB and its socket meanwhile. 0:
     none waits."""

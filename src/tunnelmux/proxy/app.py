@@ -488,7 +488,7 @@ class RunningProxy:
             per_address=limits.max_arrivals_per_address,
             exempt=TrustedProxies.parse(config.tunnel.trusted_proxies),
             max_waiting=limits.max_waiting_handshakes,
-            patience=limits.handshake_timeout / 2,
+            patience=limits.handshake_timeout * 2 / 3,
             silence=limits.first_byte_timeout / 2,
         )
 

@@ -86,7 +86,7 @@ class EngineServer:
             per_address=2 * limits.max_arrivals_per_address,
             exempt=settings.trusted,
             max_waiting=limits.max_waiting_handshakes,
-            patience=limits.handshake_timeout / 2,
+            patience=limits.handshake_timeout * 2 / 3,
         )
         self._strangers.configure(
             limit=limits.max_handshakes,
