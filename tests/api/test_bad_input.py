@@ -18,6 +18,7 @@ from support.postgresql import PostgreSQL, run_postgresql
 from support.registries import Templates
 from support.tenants import Person, everything, objects_of, person
 from tunnelmux.api.records import TEXT
+from tunnelmux.config.api import ApiLimits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -179,7 +180,8 @@ async def described(folder: Path, database_url: str | None = None) -> AsyncItera
     What fails in the block is raised when the API has ended: within, its tasks would wrap it.
     """
     problem: AssertionError | None = None
-    async with live_api(folder, registry_url=database_url) as api:
+    limits = ApiLimits(max_changes_per_minute=100_000)
+    async with live_api(folder, registry_url=database_url, limits=limits) as api:
         owner = await person(api, "owner")
         document = (await api.call("GET", "/api/openapi.json")).json()
         objects = await objects_of(api, owner)

@@ -16,7 +16,7 @@ class Channel:
         self.written = b""
         self.signals: list[str] = []
         self.ends: list[object] = []
-        self.is_closed = False
+        self._send_buf = [b"what the person has not read"]
 
     def is_closing(self) -> bool:
         return bool(self.signals or self.ends)
@@ -40,10 +40,6 @@ class Channel:
     ) -> None:
         if not self.is_closing():
             self.signals.append(reason)
-
-    def _close_send(self) -> None:
-        assert self.is_closing()
-        self.is_closed = True
 
 
 class Owner:
@@ -94,7 +90,7 @@ def test_it_is_ended_once_and_the_first_reason_counts() -> None:
     assert channel.written == b"tunnelmux: the lease has ended\n"
     assert channel.signals == ["the lease has ended"]
     assert session.end_reason == "the lease has ended"
-    assert channel.is_closed  # and waits for nothing that the person did not read
+    assert channel._send_buf == []  # the reason waits for nothing that the person did not read
 
 
 def test_words_of_a_device_do_nothing_to_the_terminal_of_a_person() -> None:

@@ -95,9 +95,6 @@ class Channel:
     def exit_with_signal(self, _signal: str, _core: bool, reason: str) -> None:
         self.ended = reason
 
-    def _close_send(self) -> None:
-        assert self.ended
-
 
 class Stage:
     """A gateway that follows a registry, and one person who has logged in."""

@@ -22,7 +22,7 @@ from tunnelmux.gateway.side_channels import WINDOW, X11Request
 from tunnelmux.gateway.upstream import SshdRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.printable import printable
-from tunnelmux.ssh.session_channel import hang_up
+from tunnelmux.ssh.session_channel import discard_unsent
 
 __all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
 
@@ -372,8 +372,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         if self._is_over:
             return
         self.end_reason = self.end_reason or reason
+        discard_unsent(self._channel)
         self.tell(reason)
-        hang_up(self._channel, printable(reason))
+        self._channel.exit_with_signal("HUP", False, printable(reason))
         if self._other is not None:
             self._other.channel.abort()
         if self.opened is not None:

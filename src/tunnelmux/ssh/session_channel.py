@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["LOCALE", "MOST_VARIABLES", "hang_up", "new_session_channel"]
+__all__ = ["LOCALE", "MOST_VARIABLES", "discard_unsent", "new_session_channel"]
 
 LOCALE = r"LANG|LC_[A-Z]{1,32}|TERM|COLORTERM|NO_COLOR"
 """What Debian's sshd takes, as a regular expression; others say things about the person's
@@ -45,8 +45,7 @@ def new_session_channel(connection: Any, window: int, names: str = LOCALE) -> An
     return channel
 
 
-def hang_up(channel: Any, reason: str) -> None:
-    """End a session's channel with a signal, at once: asyncssh would keep it open until the other
-    end has read all that waits for it."""
-    channel.exit_with_signal("HUP", False, reason)
-    channel._close_send()  # noqa: SLF001
+def discard_unsent(channel: Any) -> None:
+    """Drop what waits until the other end reads: what is written next is read next. asyncssh has no
+    call for that."""
+    channel._send_buf, channel._send_buf_len = [], 0  # noqa: SLF001
