@@ -475,8 +475,8 @@ def _identity(rule: Rule, grant: Grant) -> Identity:
 
 def _is_returned_to(asked: Asked) -> bool:
     """Whether a ticket may be sent to the host of this request. An address, or a name without a
-    dot, can be one that a stranger has made up: the ticket of the person whom they send to the
-    sign-in would then arrive at their own machine. All other hosts are those of the ingress.
+    dot, may belong to a stranger, who begins a sign-in there and has another person finish it: the
+    stranger would get that person's ticket. All other hosts are those of the ingress.
     """
     name = host_name(asked.request.host)
     try:

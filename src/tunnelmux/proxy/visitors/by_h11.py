@@ -418,7 +418,7 @@ class RequestsByH11:
         return [*without_fields(headers, identity), *identity]
 
     def _note_client(self, request: RequestHead) -> None:
-        """Note for whom a trusted proxy sends the request."""
+        """Note the client that a trusted proxy names for the request."""
         if self._visitor.trusted:
             known = client_address(request.headers, self._settings.trusted)
             self._visit.carrier.client = known

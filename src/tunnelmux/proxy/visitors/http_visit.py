@@ -155,7 +155,7 @@ class HttpVisit(Visit):
         address = host_of(remote)
         visitor = settings.trusted.visitor(address, settings.scheme)
         if visitor.trusted:
-            self.counts_as = ""  # until a request says for whom it is
+            self.counts_as = ""  # until a request names its client
         self.place = place
         self.settings = settings
         self.carrier = Carrier(settings, parts.routes, visitor, self, parts.gate)

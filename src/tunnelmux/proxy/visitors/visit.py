@@ -83,8 +83,8 @@ IN_THE_PUMP: tuple[Wait, ...] = (
 
 
 class LinesAboutStrangers:
-    """Which lines are written about visitors whom no device served. Strangers cause any number of
-    them, from many addresses; those about what a device served are all written."""
+    """Which log lines are written about visitors that reached no device. Strangers cause any number
+    of them, from many addresses; those about what a device served are all written."""
 
     def __init__(self) -> None:
         self.request = RepeatedLines("request")
@@ -165,7 +165,7 @@ class Visit(VisitEntry):
 
     @property
     def lines(self) -> LinesAboutStrangers:
-        """Which lines are written about visitors whom no device served."""
+        """Which log lines are written about visitors that reached no device."""
         return self._register.lines
 
     def crowd(self, enough: int) -> int:
@@ -250,7 +250,7 @@ class VisitRegister(VisitBook):
         self.feed = RequestFeed()
         """The feed of finished requests."""
         self.lines = LinesAboutStrangers()
-        """Which lines are written about visitors whom no device served."""
+        """Which log lines are written about visitors that reached no device."""
         self.inspector = Inspector()
         """Services whose requests are kept for a while."""
         self._timer = trio.CancelScope()

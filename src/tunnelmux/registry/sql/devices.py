@@ -12,7 +12,6 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import names
-from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.devices import (
     Credential,
@@ -25,11 +24,10 @@ from tunnelmux.registry.devices import (
     DeviceState,
     Revocation,
 )
-from tunnelmux.registry.ids import Clock, Page, new_id
+from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.changes import PROXY_SILENCE
-from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.host_keys import (
     accept_host_keys,
     change_host_keys,
@@ -38,7 +36,13 @@ from tunnelmux.registry.sql.host_keys import (
 )
 from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import new_secret
-from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.transaction import (
+    Repository,
+    RuledRepository,
+    Transaction,
+    reads,
+    writes,
+)
 
 __all__ = [
     "SqlCredentials",
@@ -64,20 +68,8 @@ _P = schema.proxies
 _T = schema.tenants
 
 
-class SqlDevices(Repository, Devices):
+class SqlDevices(RuledRepository, Devices):
     """See `Devices`."""
-
-    def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        *,
-        tenant_id: str,
-        actor: Actor,
-        rules: PairingRules,
-    ) -> None:
-        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
-        self._rules = rules
 
     @writes
     def add(

@@ -12,9 +12,8 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret, hash_token
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import names
-from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.devices import Device
-from tunnelmux.registry.ids import Clock, Page, new_id
+from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.pairing import (
     InstallKey,
     InstallKeys,
@@ -24,7 +23,6 @@ from tunnelmux.registry.pairing import (
     PairingState,
 )
 from tunnelmux.registry.sql import paging, schema
-from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.devices import (
     add_device,
     check_name_free,
@@ -38,7 +36,13 @@ from tunnelmux.registry.sql.devices import (
 from tunnelmux.registry.sql.guessing import Guesser, find_code, look_up
 from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
-from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.transaction import (
+    Repository,
+    RuledRepository,
+    Transaction,
+    reads,
+    writes,
+)
 
 __all__ = ["SqlInstallKeys", "SqlPairings", "as_pairing", "insert_pairing", "take_place"]
 
@@ -61,20 +65,8 @@ _MOST_SERIALS = 200_000
 # Characters of a key's serial numbers: 10,000 of 20.
 
 
-class SqlPairings(Repository, Pairings):
+class SqlPairings(RuledRepository, Pairings):
     """See `Pairings`."""
-
-    def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        *,
-        tenant_id: str,
-        actor: Actor,
-        rules: PairingRules,
-    ) -> None:
-        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
-        self._rules = rules
 
     @writes
     def make_code(

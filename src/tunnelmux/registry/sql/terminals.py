@@ -27,7 +27,13 @@ from tunnelmux.registry.sql.guessing import (
 )
 from tunnelmux.registry.sql.secrets import digest_of, new_code, new_secret, normal_code
 from tunnelmux.registry.sql.tokens import add_token
-from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.transaction import (
+    Repository,
+    RuledRepository,
+    Transaction,
+    reads,
+    writes,
+)
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
 from tunnelmux.registry.tokens import AccessToken
 
@@ -108,20 +114,8 @@ class SqlTerminalRequests(Repository, TerminalRequests):
         return _request(row)
 
 
-class SqlTerminalApprovals(Repository, TerminalApprovals):
+class SqlTerminalApprovals(RuledRepository, TerminalApprovals):
     """See `TerminalApprovals`."""
-
-    def __init__(
-        self,
-        database: Database,
-        clock: Clock,
-        *,
-        tenant_id: str,
-        actor: Actor,
-        rules: PairingRules,
-    ) -> None:
-        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
-        self._rules = rules
 
     async def find(self, code: str) -> TerminalRequest:
         found = await self._find(code)

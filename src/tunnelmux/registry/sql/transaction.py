@@ -17,6 +17,7 @@ from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.audit import AuditEntry, hash_entry
 from tunnelmux.registry.changes import ChangeKind
 from tunnelmux.registry.ids import Clock, format_time
+from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.guard import check_tenant
@@ -24,6 +25,7 @@ from tunnelmux.registry.sql.guard import check_tenant
 __all__ = [
     "CHANNEL",
     "Repository",
+    "RuledRepository",
     "Transaction",
     "as_json",
     "reads",
@@ -256,6 +258,22 @@ class Repository:
         if write and self._tenant_id is not None:
             transaction.lock()
         return transaction
+
+
+class RuledRepository(Repository):
+    """One of a tenant, under the rules about codes, keys and devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        tenant_id: str,
+        actor: Actor,
+        rules: PairingRules,
+    ) -> None:
+        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
+        self._rules = rules
 
 
 def reads(
