@@ -133,9 +133,50 @@ async def test_behind_a_trusted_proxy_a_login_ends_with_its_request(way: str) ->
                 assert await _is_over(peer), "the next one would be logged in as this one"
 
 
+@pytest.mark.parametrize("way", ["kept", "direct", "h11", "site"])
+async def test_a_trusted_proxy_that_names_no_visitor_counts_as_one(way: str) -> None:
+    async with rig(trusted_fields=[], host="intranet" if way == "site" else None) as target:
+        if way in {"kept", "direct"}:
+            target.way = way
+            await target.first_exchange()
+        await log_in(target)
+
+
+@pytest.mark.parametrize(
+    "said", ["X-Forwarded-For: 198.51.100.2", "Forwarded: for=198.51.100.2", "X-Real-IP: ::2"]
+)
+@pytest.mark.parametrize("way", ["kept", "direct", "h11", "site"])
+async def test_the_login_ends_before_a_request_with_a_name(way: str, said: str) -> None:
+    """The proxy says now that it asks for several people, and this may be another one."""
+    async with rig(trusted_fields=[], host="intranet" if way == "site" else None) as target:
+        if way in {"kept", "direct"}:
+            target.way = way
+            await target.first_exchange()
+        peer = await log_in(target)
+        await target.visitor.send(get("/other", f"{said}\r\n"))
+        assert await _is_over(peer), "it would be logged in as the first one"
+        other = await target.connection()
+        assert (await other.read_head()).startswith(b"GET /other ")
+        await other.send(OK + b"ok")
+        assert b" 200 " in await target.visitor.read_head()
+
+
+async def test_the_login_ends_before_a_request_with_a_name_that_only_h11_takes() -> None:
+    """The pump leaves its connection to the target to h11, which does not use it."""
+    async with rig(trusted_fields=[]) as target:
+        target.way = "direct"
+        await target.first_exchange()
+        peer = await log_in(target)
+        said = "X-Forwarded-For: 198.51.100.2\r\nTE: trailers\r\nConnection: TE\r\n"
+        await target.visitor.send(get("/other", said))
+        assert await _is_over(peer), "it would be logged in as the first one"
+        other = await target.connection()
+        assert (await other.read_head()).startswith(b"GET /other ")
+
+
 @pytest.mark.parametrize("way", ["kept", "direct"])
 async def test_a_trusted_proxy_may_keep_connections_with_logins_to_one_visitor(way: str) -> None:
     async with rig(trusted_fields=[], proxies_keep_logins=True) as target:
         target.way = way
         await target.first_exchange()
-        await log_in(target)
+        await log_in(target, "X-Forwarded-For: 198.51.100.1\r\n")

@@ -40,6 +40,7 @@ __all__ = [
     "client_address",
     "end_to_end",
     "forwarding_fields",
+    "names_sender",
     "own_cookies",
     "replace_host",
     "reported_hosts",
@@ -71,6 +72,11 @@ def binds_connection(headers: Iterable[Field], name: bytes) -> bool:
     of an answer) is part of a login that belongs to the connection it is made on."""
     values = [value.split(None, 1) for key, value in headers if key.lower() == name]
     return any(words and words[0].lower() in _LOGIN_SCHEMES for words in values)
+
+
+def names_sender(headers: Iterable[Field]) -> bool:
+    """Whether a request has a field that only a proxy sets, about the visitor that it asks for."""
+    return any(field_kind(name) == "forwarding" for name, _ in headers)
 
 
 def end_to_end(headers: Iterable[Field]) -> list[Field]:
@@ -177,7 +183,7 @@ class TrustedProxies:
         """A visitor from this address; trusted if the address is one of these."""
         is_one = address in self
         fields = self.fields if is_one else frozenset[bytes]()
-        return Visitor(address, scheme, is_one, fields, keeps_logins=self.keep_logins or not is_one)
+        return Visitor(address, scheme, is_one, fields, shares=is_one and not self.keep_logins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +196,9 @@ class Visitor:
     """Whether the address is one of the trusted proxies."""
     believed: frozenset[bytes] = frozenset()
     """`TrustedProxies.fields`, for one of them."""
-    keeps_logins: bool = True
-    """Whether a login that belongs to its connection is that of all who ask on it: False for a
-    proxy that sends requests of several people on one."""
+    shares: bool = False
+    """Whether several people may ask on its connection: so it is with a proxy, as soon as it says
+    for whom it asks."""
 
     def may_say(self, name: bytes) -> bool:
         """Whether this peer may set a field that only proxies may send."""

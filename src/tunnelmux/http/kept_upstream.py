@@ -20,11 +20,9 @@ _LOOK = 0.001
 
 
 class KeptUpstream:
-    """At most one connection to a target, kept between the requests of one connection; none where
-    logins are not kept (`keeps_logins`), as several people may ask on it."""
+    """At most one connection to a target, kept between the requests of one connection."""
 
-    def __init__(self, *, keeps_logins: bool = True) -> None:
-        self._keeps_logins = keeps_logins
+    def __init__(self) -> None:
         self._stream: trio.abc.Stream | None = None
         self._name: object = None
 
@@ -32,8 +30,6 @@ class KeptUpstream:
         """Whether to keep the connection of this request to the target of this name: a login begins
         on it, or was made on it.
         """
-        if not self._keeps_logins:
-            return False
         made = self._stream is not None and self._name == name
         return made or binds_connection(request.headers, b"authorization")
 

@@ -192,6 +192,10 @@ cdef class RequestFollower:
             said += self.text(self.shape.said.spans[i].at, self.shape.said.spans[i].end)
         return said
 
+    cdef bint names_sender(self) noexcept:
+        """Whether the kept head has a field that only a proxy sets, about its visitor."""
+        return self.shape.said.count > 0
+
     cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept:
         """Whether the kept head has this method."""
         return self.shape.method_size == size and memcmp(self.kept.base, method, size) == 0

@@ -40,7 +40,7 @@ cdef class HttpRelay(LegUser):
     cdef Py_ssize_t drain_bytes
     cdef object carrier
     cdef bint heeds
-    cdef bint keeps_logins
+    cdef bint shares  # requests that say who sent them may be those of several people
     cdef bint traces
     cdef uint32_t stream_seen
     cdef RequestFollower request
@@ -82,6 +82,7 @@ cdef class HttpRelay(LegUser):
     cdef int put_rest(self, Py_ssize_t used, Py_ssize_t size) except -1
     cdef bint find_leg(self) except -1
     cdef bint find_route(self) except -1
+    cdef bint has_login_of_another(self) noexcept
     cdef int find_fields(self) except -1
     cdef int send_request(self) except -1
     cdef Py_ssize_t take_body(self, uint8_t *out, Py_ssize_t room) except -1

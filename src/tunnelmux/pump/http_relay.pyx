@@ -18,7 +18,6 @@ two, written:
 """
 
 cimport cython
-
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -71,7 +70,7 @@ cdef class HttpRelay(LegUser):
         self.fd = self.local.fd
         self.owner = owner
         self.carrier = carrier
-        self.heeds, self.keeps_logins = carrier.heeds, carrier.keeps_logins
+        self.heeds, self.shares = carrier.heeds, carrier.shares
         self.traces = carrier.traces
         self.drain_bytes = drain_bytes
         self.request = RequestFollower(
@@ -319,7 +318,6 @@ cdef class HttpRelay(LegUser):
         cdef Tunnel tunnel
         cdef Py_ssize_t limit, used
         cdef uint8_t *gap
-        cdef bint keep
         if self.unsent.size:
             return 0  # the previous answer has to be written first
         if not self.find_leg() or not self.leg.agreed:
@@ -337,13 +335,12 @@ cdef class HttpRelay(LegUser):
         used = request.write_head(
             <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields), gap + HEADER_BYTES
         )
-        keep = self.request.may_repeat()
         if request.shape.binds:
             self.leg.bound = True
         if request.shape.closes:
             self.ending = max(self.ending, CLOSES)
         self.answer.asked_(self.method, request.shape.closes)
-        request.sent(keep)
+        request.sent(request.may_repeat())
         self.phase_since = self.pump.now
         if request.in_body():
             used += self.take_body(gap + HEADER_BYTES + used, limit - used)
@@ -466,11 +463,15 @@ cdef class HttpRelay(LegUser):
                 request.span(shape.login), request.span(shape.access),
                 shape.cookie.end > 0 and not shape.from_here and not request.has_safe_method(),
             )
-        if route is not self.route:
+        if route is not self.route or self.has_login_of_another():
             self.drop_leg(LEG_KEPT)
             self.route = route
             self.about = None
         return route is not None
+
+    cdef bint has_login_of_another(self) noexcept:
+        """Whether the leg has a login, and the request may be another person's."""
+        return self.leg is not None and self.leg.bound and self.shares and self.request.names_sender()
 
     cdef int find_fields(self) except -1:
         """Find the lines to add to the request: they depend on its host and forwarding fields."""
@@ -504,13 +505,12 @@ cdef class HttpRelay(LegUser):
     cdef int note_request(self) except -1:
         """Keep what the log line of this request needs."""
         cdef RequestFollower request = self.request
-        cdef Py_ssize_t at
+        cdef RequestShape *shape = &request.shape
         self.stream_seen = self.leg.stream.id
         if self.about is None:
             self.about = self.carrier.about(self.route.destination)
-        self.method = request.text(0, request.shape.method_size)
-        at = request.shape.target_at
-        self.path = request.text(at, at + request.shape.path_size)
+        self.method = request.text(0, shape.method_size)
+        self.path = request.text(shape.target_at, shape.target_at + shape.path_size)
         self.began = self.pump.moment()
         self.bytes_in_before = self.bytes_in
         return 0
@@ -546,7 +546,7 @@ cdef class HttpRelay(LegUser):
         if self.leg is not None:
             self.leg.exchanges += 1
             self.leg.bound = self.leg.bound or answer.binds
-        if answer.closes or (self.leg is not None and self.leg.bound and not self.keeps_logins):
+        if answer.closes or self.has_login_of_another():
             self.ending = max(self.ending, PARTS)
         if answer.until_end or self.request.state_ != REQUEST_DONE or (
             self.local_eof and self.pending.size == 0
@@ -657,7 +657,7 @@ cdef class HttpRelay(LegUser):
         if how == LEG_KEPT and leg.agreed and leg.exchanges:
             if not leg.bound:
                 return self.route.keep(leg, self.pump.now)
-            if self.ended_as == HANDED_BACK and self.keeps_logins:
+            if self.ended_as == HANDED_BACK:
                 self.bound = leg.release()  # for `take_bound`
                 return 0
         return leg.part(how != LEG_RESET and leg.agreed)

@@ -23,6 +23,7 @@ from tunnelmux.http.fields import (
     client_address,
     end_to_end,
     forwarding_fields,
+    names_sender,
     own_cookies,
     reported_hosts,
     without_own_cookies,
@@ -77,7 +78,7 @@ class RequestsByH11:
         """Whether no request is in progress."""
         self.busy_since = 0.0
         """When h11 got the request in progress, on Trio's clock."""
-        self.kept = KeptUpstream(keeps_logins=visit.carrier.keeps_logins)
+        self.kept = KeptUpstream()
         """The stream that a login of the visitor belongs to."""
         self.raw = KeptUpstream()
         """The same for a stream that was opened in the pump: it leads directly to the target."""
@@ -236,6 +237,8 @@ class RequestsByH11:
     ) -> Upstream | None:
         """A stream to this destination; None when the agent must be asked why there is none. Raises
         Refused."""
+        if self._may_be_another(request):
+            await self.drop_kept()
         found = self._routes.now(destination)
         raw_name = found.destination if found is not None else None
         self._raw_name = None
@@ -246,7 +249,7 @@ class RequestsByH11:
             isinstance(raw_name, Destination)
             and raw_name.service is not None
             and not self._asks_agent
-            and not self.kept.wanted(request, destination)
+            and not self._keeps_login(request, destination)
         ):
             raw = await self._open_raw(raw_name.device, raw_name.service)
             if raw is None:
@@ -254,6 +257,15 @@ class RequestsByH11:
         if raw is not None and found is not None:
             return self._to_target(request, headers, raw, found)
         return None if self._asks_agent else await self._to_agent(request, headers, destination)
+
+    def _keeps_login(self, request: RequestHead, destination: Destination) -> bool:
+        wanted = self.kept.wanted(request, destination)
+        return wanted and not self._may_be_another(request)
+
+    def _may_be_another(self, request: RequestHead) -> bool:
+        """Whether another person may have sent the request than those before it on the connection:
+        a login of theirs is not for it."""
+        return self._visitor.shares and names_sender(request.headers)
 
     def _begin_trace(self, request: RequestHead) -> None:
         tracing = self._routes.tracing
@@ -342,7 +354,7 @@ class RequestsByH11:
         """A stream on which the agent reads the request, and answers with the reason where it
         cannot serve it.
         """
-        keeps = self.kept.wanted(request, destination)
+        keeps = self._keeps_login(request, destination)
         stream = await self.kept.take(destination)
         if stream is None:
             stream = await self._open_stream(destination.device)

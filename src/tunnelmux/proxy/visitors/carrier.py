@@ -253,8 +253,8 @@ class Carrier:
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether the peer is a trusted proxy, whose fields about the sender count."""
-        self.keeps_logins = visitor.keeps_logins
-        """Whether a login that belongs to a connection (NTLM) may last longer than its request."""
+        self.shares = visitor.shares
+        """Whether requests that say who sent them may be those of several people."""
         self.visitor = visitor
         """The sender of the requests, as the connection shows it."""
         self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that was sent on
