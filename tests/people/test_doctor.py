@@ -181,6 +181,14 @@ async def test_a_server_that_does_not_serve() -> None:
     assert (list(seen)[-1], seen["server"].outcome) == ("server", "bad")
 
 
+async def test_an_answer_that_does_not_end_is_not_kept() -> None:
+    endless = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 100_000
+
+    async with server(lambda _: endless) as port:
+        seen = await found(probe(port, timeout=5.0))
+    assert seen["server"].said == "it answers (200)"
+
+
 async def test_a_refusal_is_no_measurement_of_the_throughput() -> None:
     def refuse(head: bytes) -> bytes:
         return http("401 Unauthorized", body="no") if b"/big" in head else well(head)

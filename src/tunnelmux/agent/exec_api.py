@@ -19,7 +19,7 @@ from tunnelmux.commands import (
     encode_event,
 )
 from tunnelmux.http import Field, RequestHead, ServerConnection, while_visitor_stays
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.http.head import first_value, has_member
 from tunnelmux.wire import ASKED_BY_FIELD, EXEC_PATH, REASON_FIELD
 
@@ -114,24 +114,19 @@ async def _read_command(
 
 
 async def _read_body(server: ServerConnection, limit: int, timeout: float) -> bytes:
-    body = bytearray()
     try:
         with trio.fail_after(timeout):
-            end = False
-            while not end:
-                data, end = await server.read_body()
-                body += data
-                if len(body) > limit:
-                    raise _ExecError(
-                        "BODY_TOO_LARGE",
-                        f"The request is over exec.max_request ({limit} bytes): put large input "
-                        "into a file on the host.",
-                    )
+            return await server.read_whole_body(limit)
     except trio.TooSlowError:
         raise _ExecError("TIMEOUT", f"The request took longer than {timeout:g} s.") from None
+    except BodyTooLong:
+        raise _ExecError(
+            "BODY_TOO_LARGE",
+            f"The request is over exec.max_request ({limit} bytes): put large input into a file on "
+            "the host.",
+        ) from None
     except BadBody as exc:
         raise _ExecError("INVALID_BODY", f"The request's body is bad: {exc}.") from None
-    return bytes(body)
 
 
 def _parse(body: bytes) -> CommandRequest:

@@ -195,11 +195,7 @@ class PairingServer:
         ]
         await client.send_request(b"POST", path.encode("ascii"), fields, first=body, end=True)
         head = await client.read_head()
-        content, done = b"", False
-        while not done and len(content) <= _MAX_ANSWER:
-            piece, done = await client.read_body()
-            content += piece
-        return _Answer(head.status, content)
+        return _Answer(head.status, await client.read_body_start(_MAX_ANSWER))
 
 
 def _refuse(where: str, answer: _Answer) -> NoReturn:

@@ -90,10 +90,7 @@ async def read_log(
 
 
 async def _why(client: ClientConnection, status: int) -> str:
-    body, end = b"", False
-    while not end and len(body) < _LONGEST_REFUSAL:
-        piece, end = await client.read_body()
-        body += piece
+    body = await client.read_body_start(_LONGEST_REFUSAL)
     if status == 404:
         return "its agent is too old to show its log: update it"
     with contextlib.suppress(BadJson):

@@ -311,7 +311,7 @@ class ProxyClient:
                 )
                 head = await client.read_head()
                 if head.status != 101:
-                    _raise_error(head.status, await _read_all(client))
+                    _raise_error(head.status, await client.read_whole_body(_MAX_ANSWER))
         except trio.TooSlowError:
             await abort(stream)
             raise ConnectError(f"{self._authority} did not answer in time") from None
@@ -394,7 +394,7 @@ class ProxyClient:
                 )
                 head = await client.read_head()
                 if head.status != 200:
-                    _raise_error(head.status, await _read_all(client))
+                    _raise_error(head.status, await client.read_whole_body(_MAX_ANSWER))
                 await events.begin()
             yield events
         except SessionNotFound:
@@ -477,7 +477,7 @@ class ProxyClient:
                 await client.send_request(b"GET", path.encode("ascii"), headers, end=True)
                 head = await client.read_head()
                 if head.status != 200:
-                    _raise_error(head.status, await _read_all(client))
+                    _raise_error(head.status, await client.read_whole_body(_MAX_ANSWER))
             yield EventReader(client, make)
         except (PeerGone, BadBody, trio.TooSlowError) as error:
             raise ConnectError(f"the event stream of {self._authority} was lost") from error
@@ -584,7 +584,7 @@ class ProxyClient:
                 call.method, call.path, call.headers, first=call.body, end=True
             )
             head = await client.read_head()
-            answer = await _read_all(client)
+            answer = await client.read_whole_body(_MAX_ANSWER)
             ends = has_member(head.headers, b"connection", b"close")
             is_whole = not ends and not client.take_buffer()
             return head.status, answer
@@ -631,17 +631,6 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 def _path_of(token: str) -> str:
     return f"/internal/session/{quote(token, safe='')}"
-
-
-async def _read_all(client: ClientConnection) -> bytes:
-    pieces = bytearray()
-    end = False
-    while not end:
-        data, end = await client.read_body()
-        pieces += data
-        if len(pieces) > _MAX_ANSWER:
-            raise BadBody(f"the answer is larger than {_MAX_ANSWER} bytes")
-    return bytes(pieces)
 
 
 def _rounds(concurrency: int | None) -> int:

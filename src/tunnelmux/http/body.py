@@ -17,6 +17,7 @@ from tunnelmux.limits import IngressLimits
 __all__ = [
     "BadBody",
     "BodyDecoder",
+    "BodyTooLong",
     "ChunkedBody",
     "LengthBody",
     "UntilEndBody",
@@ -34,6 +35,10 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 class BadBody(Exception):
     """A body that breaks its own framing, or ends too early. The message says how."""
+
+
+class BodyTooLong(BadBody):
+    """A body that has more bytes than its reader takes."""
 
 
 class BodyDecoder(Protocol):

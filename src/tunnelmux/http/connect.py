@@ -92,16 +92,12 @@ class ConnectStream(trio.abc.HalfCloseableStream):
         return bool(self._early)
 
     async def _read_message(self) -> bytes:
-        text = b""
         with (
             trio.move_on_after(self._answer_timeout),
             contextlib.suppress(UpstreamGone, BadBody),
         ):
-            end = False
-            while not end and len(text) < _MESSAGE_BYTES:
-                data, end = await self._client.read_body()
-                text += data
-        return text[:_MESSAGE_BYTES]
+            return await self._client.read_body_start(_MESSAGE_BYTES)
+        return b""
 
     async def _fail(self, message: str, head: ResponseHead | None) -> NoReturn:
         await abort(self.stream)

@@ -16,6 +16,7 @@ import trio
 
 from tunnelmux.http.body import (
     BodyDecoder,
+    BodyTooLong,
     ChunkedBody,
     LengthBody,
     UntilEndBody,
@@ -124,6 +125,30 @@ class _Connection:
             elif piece := self._feed(data):
                 return piece, self._body.done
         return b"", True
+
+    async def read_whole_body(self, most: int) -> bytes:
+        """What is left of the body, which is for readers that need all of it at once.
+
+        Raises BodyTooLong, a BadBody, as soon as it has more than `most` bytes, and what
+        `read_body` raises. It has no deadline either.
+        """
+        body = await self._read_until(most + 1)
+        if len(body) > most:
+            raise BodyTooLong(f"the body is longer than {most} bytes")
+        return body
+
+    async def read_body_start(self, most: int) -> bytes:
+        """The first `most` bytes of what is left of the body, for a text of which the rest may be
+        missing. Raises what `read_body` raises, and has no deadline either.
+        """
+        return (await self._read_until(most))[:most]
+
+    async def _read_until(self, enough: int) -> bytes:
+        body, end = bytearray(), self._body.done
+        while not end and len(body) < enough:
+            piece, end = await self.read_body()
+            body += piece
+        return bytes(body)
 
     async def send_body(
         self, data: bytes, *, end: bool = False, trailers: Sequence[Field] = ()

@@ -14,7 +14,7 @@ from http import HTTPStatus
 import trio
 
 from tunnelmux.http import ServerConnection, VisitorGone
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.limits import IngressLimits
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
@@ -371,16 +371,11 @@ async def answer(server: ServerConnection, status: int, kind: bytes, body: bytes
 
 
 async def _read_body(server: ServerConnection, most: int, timeout: float) -> bytes:
-    content = bytearray()
     with trio.move_on_after(timeout):
         try:
-            done = server.body_done
-            while not done:
-                piece, done = await server.read_body()
-                content += piece
-                if len(content) > most:
-                    raise BadRequest(3, "Payload too large", 413)
+            return await server.read_whole_body(most)
+        except BodyTooLong:
+            raise BadRequest(3, "Payload too large", 413) from None
         except BadBody:
             raise BadRequest(3, "Bad request") from None
-        return bytes(content)
     raise BadRequest(3, "The body did not come in time", 408)

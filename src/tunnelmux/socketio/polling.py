@@ -10,7 +10,7 @@ import trio
 import tunnelmux
 from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.http import ClientConnection, PeerGone
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.limits import IngressLimits
 from tunnelmux.socketio.cookies import CookieJar
 
@@ -87,20 +87,13 @@ class Polling:
             head = await client.read_head()
         self._jar.take(head.headers)
         if head.status != 200:
-            raise self._refusal(head.status, await self._read(client, _MAX_REFUSAL, cut=True))
-        return await self._read(client, self._max_body)
-
-    async def _read(self, client: ClientConnection, most: int, *, cut: bool = False) -> bytes:
-        content = bytearray()
-        done = client.body_done
-        while not done:
-            piece, done = await client.read_body()
-            content += piece
-            if len(content) > most:
-                if cut:
-                    break
-                raise ConnectError(f"{self._where} sent a polling body of more than {most} bytes")
-        return bytes(content[:most])
+            raise self._refusal(head.status, await client.read_body_start(_MAX_REFUSAL))
+        most = self._max_body
+        try:
+            return await client.read_whole_body(most)
+        except BodyTooLong:
+            text = f"{self._where} sent a polling body of more than {most} bytes"
+            raise ConnectError(text) from None
 
     def _refusal(self, status: int, body: bytes) -> ConnectRefused:
         code, words = _reading_of(body)

@@ -45,6 +45,9 @@ _SLOW = 0.5
 _MOST = 16_777_216
 # Bytes that are downloaded to measure.
 
+_MAX_ANSWER = 65_536
+# Bytes of an answer that are read: a health document, or the begin of another server's page.
+
 _FEW_DESCRIPTORS = 1024
 
 _NO_ANSWER = (ConnectError, PeerGone, BadBody, trio.TooSlowError)
@@ -419,10 +422,7 @@ class Probe:
         await client.send_request(method.encode("ascii"), path.encode("ascii"), headers, end=True)
         while (head := await client.read_head()).is_interim:
             pass
-        body, end = b"", head.status == 101
-        while not end:
-            piece, end = await client.read_body()
-            body += piece
+        body = b"" if head.status == 101 else await client.read_body_start(_MAX_ANSWER)
         return head, body
 
 

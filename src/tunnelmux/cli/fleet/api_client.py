@@ -97,7 +97,7 @@ class ApiClient:
         try:
             with trio.fail_after(_TIMEOUT):
                 async with self.open(method, path, content, query=query) as connection:
-                    return await _read_all(connection)
+                    return await connection.read_whole_body(_MAX_ANSWER)
         except trio.TooSlowError:
             raise ConnectError(f"{self.server} did not answer within {_TIMEOUT:g} s") from None
 
@@ -130,7 +130,7 @@ class ApiClient:
                 while (head := await client.read_head()).is_interim:
                     pass
                 if not 200 <= head.status < 300:
-                    self.refuse(head.status, await _read_all(client))
+                    self.refuse(head.status, await client.read_whole_body(_MAX_ANSWER))
             yield client
         except trio.TooSlowError:
             raise ConnectError(f"{self.server} did not answer in time") from None
@@ -213,14 +213,3 @@ def _kind_of(status: int, code: str) -> type[FleetError]:
     if status in {502, 503, 504} or code == "device_offline":
         return NotThere
     return FleetError
-
-
-async def _read_all(client: ClientConnection) -> bytes:
-    pieces = bytearray()
-    end = False
-    while not end:
-        data, end = await client.read_body()
-        pieces += data
-        if len(pieces) > _MAX_ANSWER:
-            raise BadBody(f"the answer is larger than {_MAX_ANSWER} bytes")
-    return bytes(pieces)

@@ -255,10 +255,7 @@ class ProxyFleet(Fleet):
                 target = b"http://" + AGENT_AUTHORITY + b"/v1/info"
                 await client.send_request(b"GET", target, [(b"Host", AGENT_AUTHORITY)], end=True)
                 await client.read_head()
-                body, end = b"", False
-                while not end and len(body) <= _MAX_INFO:
-                    piece, end = await client.read_body()
-                    body += piece
+                body = await client.read_whole_body(_MAX_INFO)
             return read_json(body, _Info)
         except (PeerGone, BadBody, trio.TooSlowError, BadJson):
             return _Info()  # not our agent: everything else is known without it

@@ -126,10 +126,7 @@ class Hop:
             await client.send_request(method, path, headers + more)
             while (head := await client.read_head()).is_interim:
                 pass
-            body, is_over = b"", False
-            while not is_over and len(body) <= _MOST_BYTES:
-                data, is_over = await client.read_body()
-                body += data
+            body = await client.read_whole_body(_MOST_BYTES)
         finally:
             await abort(stream)
         return body if head.status == 200 else None

@@ -189,11 +189,7 @@ class _Error(msgspec.Struct):
 
 async def _refusal(client: ClientConnection, head: ResponseHead) -> Exited:
     """The Exited for an answer other than 200. In each case the command was not run."""
-    body = bytearray()
-    end = False
-    while not end and len(body) < _MAX_ERROR:
-        data, end = await client.read_body()
-        body += data
+    body = await client.read_body_start(_MAX_ERROR)
     try:
         message = read_json(body, _Error).error.message
     except BadJson:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from tunnelmux.http import RequestHead
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.http.head import has_member
 from tunnelmux.proxy.internal.answers import ApiError
 from tunnelmux.proxy.internal.routes import Call
@@ -20,24 +20,19 @@ async def read_whole_body(call: Call, *, most: int, over: ApiError) -> bytes:
     server, limits = call.server, call.limits
     if (call.request.content_length or 0) > most:
         raise over
-    pieces = bytearray()
-    end = server.body_done
-    if not end and _expects_100(call.request):
+    if not server.body_done and _expects_100(call.request):
         await server.send_interim(100, b"Continue", [])
     try:
         with trio.fail_after(limits.forward_timeout):
-            while not end:
-                data, end = await server.read_body()
-                pieces += data
-                if len(pieces) > most:
-                    raise over
+            return await server.read_whole_body(most)
+    except BodyTooLong:
+        raise over from None
     except BadBody as error:
         raise ApiError("INVALID_REQUEST", f"the request cannot be used: {error}") from None
     except trio.TooSlowError:
         raise ApiError(
             "HEAD_TIMEOUT", f"the request's body took longer than {limits.forward_timeout:g} s"
         ) from None
-    return bytes(pieces)
 
 
 def _expects_100(request: RequestHead) -> bool:

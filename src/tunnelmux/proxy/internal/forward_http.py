@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from tunnelmux.http import ClientConnection, Field, ResponseHead, UpstreamGone
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.http.fields import end_to_end
 from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits, InternalLimits
@@ -311,18 +311,14 @@ class _Exchange:
         )
 
     async def _read_body(self) -> bytes:
-        pieces = bytearray()
-        end = False
-        while not end:
-            data, end = await self._client.read_body()
-            pieces += data
-            if len(pieces) > self._max_body:
-                raise ApiError(
-                    "RESPONSE_TOO_LARGE",
-                    f"the response is larger than {self._max_body} bytes "
-                    "(limits.max_forward_body): use /internal/forward/raw, which streams",
-                )
-        return bytes(pieces)
+        try:
+            return await self._client.read_whole_body(self._max_body)
+        except BodyTooLong:
+            raise ApiError(
+                "RESPONSE_TOO_LARGE",
+                f"the response is larger than {self._max_body} bytes "
+                "(limits.max_forward_body): use /internal/forward/raw, which streams",
+            ) from None
 
     def _broke(self, gone: UpstreamGone | BadBody) -> _TunnelBroke:
         if not (self._is_sent or self._is_answered):

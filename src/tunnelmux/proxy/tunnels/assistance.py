@@ -14,7 +14,7 @@ import trio
 from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import SessionError, TunnelmuxError
 from tunnelmux.http import ClientConnection, UpstreamGone
-from tunnelmux.http.body import BadBody
+from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.registry.leases import Lease
@@ -128,14 +128,9 @@ async def _post(
 ) -> T:
     with trio.move_on_after(_TIMEOUT):
         async with _asked(handle, b"POST", path, body, limits) as client:
-            answer = bytearray()
-            end = False
             try:
-                while not end and len(answer) < _MAX_ANSWER:
-                    data, end = await client.read_body()
-                    answer += data
-                return read_json(answer, kind)
-            except BadJson:
+                return read_json(await client.read_whole_body(_MAX_ANSWER), kind)
+            except (BadJson, BodyTooLong):
                 raise AssistFailed("the agent's answer cannot be understood") from None
             except (UpstreamGone, BadBody) as error:
                 raise AssistFailed(f"the tunnel broke: {error}") from None

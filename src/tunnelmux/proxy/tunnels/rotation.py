@@ -72,11 +72,7 @@ async def _ask(client: ClientConnection, token: Secret) -> Delivery:
         await client.send_request(b"POST", target, headers, first=body, end=True)
     while (head := await client.read_head()).is_interim:
         pass
-    answer = bytearray()
-    end = False
-    while not end and len(answer) < _MAX_ANSWER:
-        data, end = await client.read_body()
-        answer += data
+    answer = await client.read_body_start(_MAX_ANSWER)
     if head.status == 404:
         return Delivery(refused=True, cause="this device's agent takes no new tokens: update it")
     if head.status != 200:

@@ -38,14 +38,12 @@ async def ask_why(
             await client.send_request(b"GET", target, headers, end=True)
             while (head := await client.read_head()).is_interim:
                 pass
-            end = head.status != 200
-            while not end and len(said) < _MOST:
-                data, end = await client.read_body()
-                said += data
+            if head.status == 200:
+                said = await client.read_body_start(_MOST)
     except (UpstreamGone, BadBody):
         return None  # the agent does not know this request, or has gone
     finally:
         with trio.CancelScope(shield=True):
             await abort(stream)
-    sentence = said[:_MOST].decode("utf-8", "replace").strip()
+    sentence = said.decode("utf-8", "replace").strip()
     return sentence if sentence.isprintable() and sentence else None
