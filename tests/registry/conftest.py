@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.postgresql import PostgreSQL, run_postgresql
-from support.registries import ANN, OpenRegistry, Templates, WallClock
+from support.registries import ANN, OpenRegistry, Templates, WallClock, add_tenant
 from tunnelmux.config import Secret
 from tunnelmux.registry import PairingRules, Registry, TenantRegistry
 from tunnelmux.registry.sql import open_sql_registry
@@ -74,14 +74,12 @@ async def registry(open_registry: OpenRegistry) -> AsyncIterator[Registry]:
 
 @pytest.fixture
 async def acme(registry: Registry) -> TenantRegistry:
-    tenant = await registry.installation(ANN).tenants.add("acme")
-    return registry.tenant(tenant.id, by=ANN)
+    return await add_tenant(registry, "acme")
 
 
 @pytest.fixture
 async def other(registry: Registry) -> TenantRegistry:
-    tenant = await registry.installation(ANN).tenants.add("other")
-    return registry.tenant(tenant.id, by=ANN)
+    return await add_tenant(registry, "other")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.registries import ANN, OpenRegistry, WallClock
+from support.registries import OpenRegistry, WallClock, add_tenant
 from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import Arrival, PairingRules, Registry, TenantRegistry
@@ -27,8 +27,7 @@ async def test_a_key_rests_and_leaves_half_to_others(
     open_registry: OpenRegistry, clock: WallClock
 ) -> None:
     async with open_registry(rules=PairingRules(key_budget=4)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(home.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         record, key = await acme.install_keys.add("k", lifetime=86_400, max_uses=1000)
         thief = [await code_of(registry, key, f"fake{n}", THIEF) for n in range(5)]
         assert thief == ["paired", "paired", "key_resting", "key_resting", "key_resting"]
@@ -49,10 +48,8 @@ async def test_a_right_key_works_where_a_neighbour_has_used_the_guesses_up(
     open_registry: OpenRegistry,
 ) -> None:
     async with open_registry(rules=PairingRules(address_budget=2)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        _, key = await registry.tenant(home.id, by=ANN).install_keys.add(
-            "k", lifetime=60, max_uses=9
-        )
+        acme = await add_tenant(registry, "acme")
+        _, key = await acme.install_keys.add("k", lifetime=60, max_uses=9)
         wrong = [await code_of(registry, Secret("tmk_no"), "x", THIEF) for _ in range(3)]
         assert wrong == ["key_unknown", "key_unknown", "too_many_guesses"]
         assert await code_of(registry, key, "cam1", THIEF) == "paired"
@@ -85,8 +82,7 @@ async def test_devices_that_came_by_a_key_are_ended_part_by_part(
 
 async def test_a_tenant_has_so_many_devices_however_they_come(open_registry: OpenRegistry) -> None:
     async with open_registry(rules=PairingRules(max_devices=1)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(home.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         old, _ = await acme.devices.add("cam0")
         _, key = await acme.install_keys.add("k", lifetime=86_400, max_uses=1000)
         _, code = await acme.pairings.make_code(name="cam1")
@@ -103,8 +99,6 @@ async def test_a_tenant_has_so_many_devices_however_they_come(open_registry: Ope
                 await call
             assert no.value.code == "too_many"
         # Another tenant has its own limit, and a removed device's place is free.
-        await registry.tenant(
-            (await registry.installation(ANN).tenants.add("other")).id, by=ANN
-        ).devices.add("cam0")
+        await (await add_tenant(registry, "other")).devices.add("cam0")
         await acme.devices.remove(old.id)
         await acme.pairings.approve(request.id, name="cam2")

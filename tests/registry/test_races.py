@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import trio
 
-from support.registries import ANN, OpenRegistry, WallClock
+from support.registries import ANN, OpenRegistry, WallClock, add_tenant
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import Actor, Lease, LeaseTerms, Registry, TenantRegistry
 
@@ -33,8 +33,7 @@ async def both(open_registry: OpenRegistry) -> AsyncIterator[tuple[Registry, Reg
 
 @pytest.fixture
 async def acme(both: tuple[Registry, Registry]) -> TenantRegistry:
-    tenant = await both[0].installation(ANN).tenants.add("acme")
-    return both[0].tenant(tenant.id, by=ANN)
+    return await add_tenant(both[0], "acme")
 
 
 async def all_at_once(acts: Sequence[Act]) -> Counter[object]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from support.registries import ANN, OpenRegistry, WallClock
+from support.registries import ANN, OpenRegistry, WallClock, add_tenant
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import PairingRules, Registry, TenantRegistry
@@ -92,8 +92,7 @@ async def test_devices_with_a_key_share_the_places_of_those_who_wait(
     open_registry: OpenRegistry,
 ) -> None:
     async with open_registry(rules=PairingRules(max_waiting=3, address_budget=2)) as registry:
-        tenant = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(tenant.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         _, key = await acme.install_keys.add("k", lifetime=60, max_uses=99, needs_approval=True)
 
         async def ask(name: str, address: str) -> None:

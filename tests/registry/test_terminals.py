@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.registries import ANN, OpenRegistry, WallClock
+from support.registries import ANN, OpenRegistry, WallClock, add_tenant
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import PairingRules, Registry, TenantRegistry
@@ -67,8 +67,7 @@ async def test_guesses_and_requests_have_their_budgets(
     open_registry: OpenRegistry, clock: WallClock
 ) -> None:
     async with open_registry(rules=PairingRules(address_budget=3)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(home.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         for _ in range(3):
             assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
             _, code, _ = await registry.terminals.ask(client="x", address="192.0.2.7")
@@ -88,8 +87,7 @@ async def test_a_flood_from_the_same_address_keeps_no_terminal_out(
     open_registry: OpenRegistry, clock: WallClock
 ) -> None:
     async with open_registry(rules=PairingRules(address_budget=2)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(home.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         user = await member(registry, acme)
         here = {"client": "x", "address": "192.0.2.7"}
 
@@ -135,8 +133,7 @@ async def test_a_clock_that_was_ahead_for_a_moment_shuts_no_address_out(
     open_registry: OpenRegistry, clock: WallClock
 ) -> None:
     async with open_registry(rules=PairingRules(address_budget=1)) as registry:
-        home = await registry.installation(ANN).tenants.add("acme")
-        acme = registry.tenant(home.id, by=ANN)
+        acme = await add_tenant(registry, "acme")
         clock.pass_time(86_400)
         assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
         assert await refusal(acme.terminals.find("BCDF-GHJK")) == "too_many_guesses"

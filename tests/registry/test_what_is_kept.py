@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
-from support.registries import ANN, OpenRegistry, WallClock
+from support.registries import ANN, OpenRegistry, WallClock, add_tenant
 from tunnelmux.registry import Actor, Keeping, Registry, TenantRegistry
 from tunnelmux.registry.sql import schema, tidying
 
@@ -160,8 +160,7 @@ async def test_two_tidy_at_once_and_writers_go_on(
     open_registry: OpenRegistry, clock: WallClock, many_batches: None
 ) -> None:
     async with open_registry() as one, open_registry() as two:
-        home = await one.installation(ANN).tenants.add("acme")
-        acme = one.tenant(home.id, by=Actor.program("test"))
+        acme = await add_tenant(one, "acme", by=Actor.program("test"))
         for number in range(12):
             await acme.devices.add(f"cam{number}")
             await acme.invitations.add("bob@example.com", "viewer", lifetime=600)

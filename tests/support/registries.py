@@ -10,14 +10,20 @@ from pathlib import Path
 
 from support.postgresql import PostgreSQL
 from tunnelmux.config import Secret
-from tunnelmux.registry import Actor, Registry
+from tunnelmux.registry import Actor, Registry, TenantRegistry
 from tunnelmux.registry.sql import schema, upgrade_database
 
-__all__ = ["ANN", "OpenRegistry", "Templates", "WallClock"]
+__all__ = ["ANN", "OpenRegistry", "Templates", "WallClock", "add_tenant"]
 
 ANN = Actor(kind="user", id="ann", name="Ann", address="192.0.2.1")
 
 OpenRegistry = Callable[..., AbstractAsyncContextManager[Registry]]
+
+
+async def add_tenant(registry: Registry, name: str, *, by: Actor = ANN) -> TenantRegistry:
+    """A new tenant, as `by` sees it."""
+    tenant = await registry.installation(ANN).tenants.add(name)
+    return registry.tenant(tenant.id, by=by)
 
 
 class WallClock:

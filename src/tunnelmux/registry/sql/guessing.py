@@ -63,6 +63,12 @@ class Guesser:
         if tenant_id is not None:
             self._budgets[f"tenant {tenant_id}"] = rules.tenant_budget
 
+    @classmethod
+    def acting(cls, tx: Transaction, rules: PairingRules) -> Guesser:
+        """The person or program of a tenant that acts in this transaction."""
+        actor = tx.actor
+        return cls(rules, address=actor.address, tenant_id=tx.tenant, user_id=actor.user_id)
+
     def refusal(self, tx: Transaction) -> RegistryRefused | None:
         """Why no code is looked up for this source now, or None."""
         counts: dict[str, int] = {row.subject: row.guesses for row in self._rows(tx)}

@@ -115,12 +115,7 @@ class SqlPairings(RuledRepository, Pairings):
 
     @writes
     def _find_request(self, tx: Transaction, code: str) -> Pairing | RegistryRefused:
-        guesser = Guesser(
-            self._rules,
-            address=tx.actor.address,
-            tenant_id=tx.tenant,
-            user_id=tx.actor.user_id,
-        )
+        guesser = Guesser.acting(tx, self._rules)
         found = find_code(tx.above(), code, kind="device", guesser=guesser, rules=self._rules)
         if isinstance(found, RegistryRefused):
             return found

@@ -181,12 +181,7 @@ class SqlTerminalApprovals(RuledRepository, TerminalApprovals):
     def _waiting(self, tx: Transaction, code: str) -> Row[Any] | RegistryRefused:
         """The row, or why there is none: returned, not raised, so that the guess is counted."""
         above = tx.above()
-        guesser = Guesser(
-            self._rules,
-            address=tx.actor.address,
-            tenant_id=tx.tenant,
-            user_id=tx.actor.user_id,
-        )
+        guesser = Guesser.acting(tx, self._rules)
         refusal = guesser.refusal(above)
         if refusal is not None:
             return refusal
