@@ -15,6 +15,7 @@ from tunnelmux.config import HttpIngress
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.elsewhere import WayThere
 from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.workers.hand_over import MOST_UNTAKEN, HandOver
@@ -87,10 +88,15 @@ class Stage:
         await self.hand_over.find_way("dev2")
         return self.others[-1]
 
-    def passes(self, local: BareSocket, number: int = 1) -> bool:
+    @property
+    def found(self) -> WayThere:
+        """The way to worker-2, once `way` has found it."""
         way = self.hand_over.way_to("dev2")
         assert not isinstance(way, str)
-        return way.pass_on("http", local, f"192.0.2.1:{number}")
+        return way
+
+    def passes(self, local: BareSocket, number: int = 1) -> bool:
+        return self.found.pass_on("http", local, f"192.0.2.1:{number}")
 
 
 @pytest.fixture
@@ -184,8 +190,7 @@ async def test_those_who_came_together_are_passed_in_one_message(
     stage: Stage, visitor: Visitors
 ) -> None:
     other = await stage.way()
-    way = stage.hand_over.way_to("dev2")
-    assert not isinstance(way, str)
+    way = stage.found
     for number in range(MOST_UNTAKEN):
         assert way.pass_soon("http", visitor()[1], f"192.0.2.1:{number}")
     assert not way.pass_soon("http", visitor()[1], "192.0.2.1:99")
@@ -209,8 +214,7 @@ async def test_those_who_wait_to_be_passed_are_served_here_when_the_other_ends(
     stage: Stage, visitor: Visitors
 ) -> None:
     other = await stage.way()
-    way = stage.hand_over.way_to("dev2")
-    assert not isinstance(way, str)
+    way = stage.found
     for number in range(2):
         assert way.pass_soon("http", visitor()[1], f"192.0.2.1:{number}")
     other.close()
