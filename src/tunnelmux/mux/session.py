@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "open_session"]
 
+_LAST_ID = 2**32 - 1
+
 READ_SIZE = 65_536
 """Bytes asked of the transport at once: one flush of the peer."""
 
@@ -105,6 +107,9 @@ class Session:
         self.on_offer: Callable[[EngineStream], bool] | None = None
         """Asked about each stream the peer opens, before `accept_stream` gives it out: answers
         whether it was taken. Only streams that a pump can carry are offered."""
+        self.is_used_up = False
+        """This side has used all its stream ids, 2**31. One that takes no streams drains then, so
+        that the peer or its owner makes the next one."""
         self._takes_streams = takes_streams
         self._transport = transport
         self._pump = pump
@@ -198,8 +203,16 @@ class Session:
         while not (engine.can_open or engine.is_closed or engine.is_draining):
             self._watch()
             await self._openers.park()
-        stream = Stream(self, engine.open_stream(trio.current_time()))
+        stream = Stream(self, self._open())
         self._kick()
+        return stream
+
+    def _open(self) -> EngineStream:
+        stream = self._engine.open_stream(trio.current_time())
+        if stream.id > _LAST_ID - 2:
+            self.is_used_up = True
+            if not self._takes_streams:
+                self._engine.go_away()  # nothing is left to do but for its live streams
         return stream
 
     async def accept_stream(self) -> Stream:
@@ -274,7 +287,7 @@ class Session:
         if self._tunnel is None or engine.is_draining or not engine.can_open:
             return None
         try:
-            stream = engine.open_stream(trio.current_time())
+            stream = self._open()
         except SessionError:  # open_stream raises the error with its details
             return None
         stream.send(head)

@@ -81,8 +81,8 @@ class Hop:
 
     @property
     def session(self) -> Session | None:
-        """The session with the node, or None."""
-        if self._session is None or self._session.is_closed:
+        """The session with the node, or None where it is over or can open no more streams."""
+        if self._session is None or self._session.is_closed or self._session.is_used_up:
             return None
         return self._session
 
