@@ -216,9 +216,11 @@ async def test_the_answer_says_when_no_device_serves() -> None:
             await this.end_agent(name)
         async with this.visitor() as visitor:
             answer = await visitor.ask()
+            page = await visitor.ask("Accept: text/html")
         assert answer.status == 503
         assert "tunnelmux-reason: device-offline" in answer.head.lower()
         assert "No device of the group shop serves this now." in answer.body
+        assert "<h1>No device serves this now</h1>" in page.body  # and not "This device is offline"
 
 
 async def test_with_failover_the_first_device_that_is_there_gets_all_visitors() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunnelmux.errors import TunnelmuxError
-from tunnelmux.http.refusal_page import BUTTON_POLICY, PAGE_POLICY, refusal_page
+from tunnelmux.http.refusal_page import BUTTON_POLICY, HEADLINES, PAGE_POLICY, refusal_page
 from tunnelmux.wire import REASON_FIELD
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class Refusal:
     headers: list[Field] = field(default_factory=list)
     button: str = ""
     """The label of a button that repeats the request as a POST; empty for no button."""
+    headline: str = ""
+    """The headline of its page; empty for that of the reason."""
     detail: str | None = None
     """Details for the local log only, such as an address; never sent."""
 
@@ -97,8 +99,15 @@ class Refusal:
         more: list[Field] = []
         if b"text/html" in accept.lower():
             kind = b"text/html; charset=utf-8"
+            headline = self.headline or HEADLINES.get(self.reason, phrase)
             body = refusal_page(
-                self.status, phrase, self.reason, self.message, self.retry_after, self.button
+                self.status,
+                phrase,
+                self.reason,
+                headline or f"Status {self.status}",
+                self.message,
+                self.retry_after,
+                self.button,
             ).encode()
             policy = BUTTON_POLICY if self.button else PAGE_POLICY
             more = [(b"Content-Security-Policy", policy)]

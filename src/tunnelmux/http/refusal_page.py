@@ -33,7 +33,8 @@ HEADLINES: dict[str, str] = {
     "too-many-visitors": "Too many visitors at once",
     "target-timeout": "The service did not answer",
 }
-"""The headline by reason; other reasons use the status' reason phrase."""
+"""The headline by reason; other reasons use the status' reason phrase, and a refusal may have its
+own."""
 
 PAGE_POLICY = b"default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 """Content-Security-Policy of the page: it stands on the device's own origin and runs nothing."""
@@ -65,15 +66,16 @@ def refusal_page(
     status: int,
     phrase: str,
     reason: str,
+    headline: str,
     message: str,
     retry_after: int | None,
     button: str = "",
 ) -> str:
-    """The page for a refusal. `message` is text; `retry_after` is in seconds, or None where trying
-    again is of no use; `button` asks the same again by POST."""
+    """The page for a refusal. `headline` and `message` are text; `retry_after` is in seconds, or
+    None where trying again is of no use; `button` asks the same again by POST."""
     import html  # imported here: half a megabyte that only refusals need
 
-    headline = html.escape(HEADLINES.get(reason, phrase) or f"Status {status}")
+    headline = html.escape(headline)
     again = ""
     if retry_after is not None:
         seconds = "a second" if retry_after == 1 else f"{retry_after} seconds"

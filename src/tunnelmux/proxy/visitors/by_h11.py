@@ -230,7 +230,7 @@ class RequestsByH11:
         if named is None or self._router.groups.find(named.device) is None:
             return refusal
         message = f"No device of the group {named.device} serves this now. {refusal.message}"
-        return replace(refusal, message=message)
+        return replace(refusal, message=message, headline="No device serves this now")
 
     async def _open_to(
         self, request: RequestHead, headers: list[Field], destination: Destination
