@@ -14,6 +14,7 @@ from support.apis import LiveApi, live_api
 from support.crowds import dial_from
 from support.own_thread import replace_here
 from support.tenants import person
+from tunnelmux.api.fetch_metadata import is_of_own_page, is_opened_by_person
 from tunnelmux.config import Address
 from tunnelmux.config.api import ApiLimits
 
@@ -37,6 +38,34 @@ async def test_two_lengths_are_refused(tmp_path: Path) -> None:
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         )
         assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+SITE, MODE, DEST = b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"
+OPENED = {MODE: b"navigate", DEST: b"document"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "own", "own_or_unknown", "opened"),
+    [
+        ({}, False, True, False),
+        ({SITE: b"same-origin"}, True, True, False),
+        ({SITE: b"none"} | OPENED, False, True, True),
+        ({SITE: b"same-site"}, False, False, False),
+        ({SITE: b"cross-site"} | OPENED, False, False, True),
+        ({SITE: b"same-site", MODE: b"navigate", DEST: b"iframe"}, False, False, False),
+        ({SITE: b"same-site", MODE: b"navigate", DEST: b"object"}, False, False, False),
+        ({SITE: b"same-site", b"sec-purpose": b"prefetch"} | OPENED, False, False, False),
+        ({b"host": b"a:1", b"origin": b"https://a:1"}, True, True, False),
+        ({b"host": b"a:1", b"origin": b"https://a:2"}, False, False, False),
+        ({b"host": b"", b"origin": b"null"}, False, False, False),
+    ],
+)
+def test_what_a_browser_says_of_the_page_that_asks(
+    fields: dict[bytes, bytes], own: bool, own_or_unknown: bool, opened: bool
+) -> None:
+    assert is_of_own_page(fields.items(), unknown=False) is own
+    assert is_of_own_page(fields.items(), unknown=True) is own_or_unknown
+    assert is_opened_by_person(fields.items()) is opened
 
 
 async def test_a_body_that_stalls_is_ended(tmp_path: Path) -> None:

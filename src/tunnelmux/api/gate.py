@@ -10,10 +10,9 @@ is still sending, and that all callers have their turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 import trio
@@ -24,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunnelmux.api.access import Principal, is_public
 from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_cookie
+from tunnelmux.api.fetch_metadata import field_of, is_of_own_page, is_opened_by_person
 from tunnelmux.api.problems import Refused, problem_response
 from tunnelmux.api.turns import Changes, Turn, Turns
 from tunnelmux.http.fields import TrustedProxies, client_address
@@ -53,6 +53,10 @@ PLACE = "tunnelmux.place"
 
 _GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
 # The path behind this is for a service of a device, which checks it itself.
+
+_SIGNS_VISITORS_IN = "/api/access/sign-in"
+# It only leads on, to an address that a proxy has signed: also in a frame, where a service's rule
+# (`preflights`) allows that.
 
 _TENANTS_SHARE = 4
 # How many times the calls of a person all people of a tenant may make at once.
@@ -182,10 +186,7 @@ class Gate:
             place.has_spoken()
         if principal is None and not is_public(scope["path"]):
             return _not_signed_in(scope)
-        if scope.get("method") in _SAFE_METHODS or principal is None or not principal.is_browser:
-            return None
-        # A WebSocket has no method here and is checked too: browsers open them to any site.
-        if _is_same_origin(scope):
+        if principal is None or not principal.is_browser or _is_persons_own(scope):
             return None
         detail = "The request was made by another site's page: use this server's own pages."
         return problem_response(403, "cross_origin", detail)
@@ -373,7 +374,7 @@ def _not_text(scope: Scope) -> Response | None:
 
 def _not_signed_in(scope: Scope) -> Response:
     """401 with a problem document; a person who opens a page is sent to sign in and then back."""
-    if scope.get("method") == "GET" and _field(scope["headers"], b"sec-fetch-mode") == "navigate":
+    if scope.get("method") == "GET" and field_of(scope["headers"], b"sec-fetch-mode") == "navigate":
         query = scope["query_string"].decode("latin-1")
         page = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
         back = page if len(page) <= _LONGEST_PAGE else "/"
@@ -385,20 +386,17 @@ def _not_signed_in(scope: Scope) -> Response:
     )
 
 
-def _is_same_origin(scope: Scope) -> bool:
-    """Check fetch metadata first, then Origin; a browser that sends neither is refused."""
-    site = _field(scope["headers"], b"sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    origin, host = _field(scope["headers"], b"origin"), _field(scope["headers"], b"host")
-    # Not parsed as a URL: an origin can be text that is none.
-    return origin is not None and bool(host) and origin.partition("://")[2] == host
+def _is_persons_own(scope: Scope) -> bool:
+    """Whether a person caused this request, by this server's own pages or by opening a page: no
+    page of another site did, whose requests have the cookie too where it is a device's."""
+    fields = scope["headers"]
+    # A WebSocket has no method here: browsers open them to any site.
+    is_safe = scope.get("method") in _SAFE_METHODS
+    if is_of_own_page(fields, unknown=is_safe):
+        return True
+    return is_safe and (is_opened_by_person(fields) or scope["path"] == _SIGNS_VISITORS_IN)
 
 
 def _is_endless(message: Message) -> bool:
-    kind = _field(message.get("headers", ()), b"content-type")
+    kind = field_of(message.get("headers", ()), b"content-type")
     return kind is not None and kind.startswith("text/event-stream")
-
-
-def _field(headers: Iterable[Any], name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in headers if key == name), None)

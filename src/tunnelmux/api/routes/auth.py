@@ -17,6 +17,7 @@ from tunnelmux.api.browser_sessions.cookie import (
 )
 from tunnelmux.api.browser_sessions.sign_in import Landing, Shown
 from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn, tenant_for
+from tunnelmux.api.fetch_metadata import field_of, is_opened_by_person
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import Input, RecordId
@@ -66,8 +67,9 @@ async def login(
     return_to: Annotated[str, Query(max_length=4096)] = "/",
 ) -> Response:
     """Send the browser to the provider."""
-    if request.headers.get("sec-fetch-mode", "navigate") != "navigate":
-        # A script of a neighbour's page could fill a browser with the cookies of sign-ins.
+    fields = request.scope["headers"]
+    if field_of(fields, b"sec-fetch-mode") is not None and not is_opened_by_person(fields):
+        # A neighbour's page could fill a browser with the cookies of sign-ins, by frames too.
         message = "Signing in is for a page that a person opens: follow a link to it."
         raise Refused(403, "cross_origin", message)
     with api.metrics.counting_sign_in():
