@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,9 +23,10 @@ from tunnelmux.directory import (
     LocalDirectory,
     Node,
     PlaceBook,
+    Swept,
 )
 from tunnelmux.directory.redis import RedisDirectory
-from tunnelmux.directory.resp import open_redis
+from tunnelmux.directory.resp import Redis, Script, open_redis
 from tunnelmux.directory.workers import DirectoryDesk, ExpectedDevices
 from tunnelmux.errors import NodeNameTaken
 from tunnelmux.proxy.workers.link import Link, Reply
@@ -62,9 +64,12 @@ class Cluster:
         make: Callable[[str, str], Directory],
         let_pass: Callable[[float], None],
         options: dict[str, int],
+        told: Callable[[], Awaitable[list[str]]],
     ) -> None:
         self._make = make
         self.let_pass = let_pass
+        self.told = told
+        """The events that the directory told all nodes."""
         self.options = options
 
     async def join(self, name: str, incarnation: str = "1") -> Member:
@@ -100,12 +105,20 @@ async def cluster(
             nonlocal now
             now += seconds
 
-        book = PlaceBook(clock, **cluster_of)  # type: ignore[arg-type]  # only numbers of places
+        told: list[str] = []
+
+        async def told_locally() -> list[str]:
+            return list(told)
+
+        numbers: dict[str, Any] = dict(cluster_of)  # only those of places
+        book = PlaceBook(clock, on_lost=told.append, **numbers)
         if request.param == "local":
-            yield Cluster(partial(LocalDirectory, book), pass_locally, cluster_of)
+            make = partial(LocalDirectory, book)
+            yield Cluster(make, pass_locally, cluster_of, told_locally)
             return
         async with trio.open_nursery() as nursery:
-            yield Cluster(partial(worker_of, nursery, book), pass_locally, cluster_of)
+            make_worker = partial(worker_of, nursery, book)
+            yield Cluster(make_worker, pass_locally, cluster_of, told_locally)
             nursery.cancel_scope.cancel()
         return
     server = request.getfixturevalue("redis_server")
@@ -116,7 +129,14 @@ async def cluster(
             lambda name, start: RedisDirectory(redis, name, start, timeout=30, **cluster_of),
             clock_of_redis.let_pass,
             cluster_of,
+            partial(events_in, redis),
         )
+
+
+async def events_in(redis: Redis) -> list[str]:
+    """The texts in the stream of events, the oldest first."""
+    read = Script("return redis.call('XRANGE', 'tunnelmux:events', '-', '+')")
+    return [fields[1] for _, fields in await redis.run(read, [], [])]
 
 
 def worker_of(nursery: trio.Nursery, book: PlaceBook, name: str, start: str) -> Directory:
@@ -151,6 +171,8 @@ class RedisClock:
         local back = {int(seconds * 1000)}
         local live = redis.call('ZRANGE', 'tunnelmux:live', 0, -1, 'WITHSCORES')
         for i = 1, #live, 2 do redis.call('ZADD', 'tunnelmux:live', live[i + 1] - back, live[i]) end
+        local died = redis.call('ZRANGE', 'tunnelmux:died', 0, -1, 'WITHSCORES')
+        for i = 1, #died, 2 do redis.call('ZADD', 'tunnelmux:died', died[i + 1] - back, died[i]) end
         for _, key in ipairs({{'tunnelmux:last', 'tunnelmux:grace'}}) do
           local at = redis.call('GET', key)
           if at then redis.call('SET', key, string.format('%.0f', at - back)) end
@@ -238,8 +260,9 @@ async def test_a_node_that_is_silent_for_a_lease_is_dead(cluster: Cluster) -> No
     assert await b.directory.find("dev1") == []
     await c.beat()
     assert set(b.nodes) == set(c.nodes) == {"b", "c"}
-    assert await b.directory.sweep() == 1
-    assert await b.directory.sweep() == 0
+    assert await b.directory.sweep() == Swept(1)
+    assert await b.directory.sweep() == Swept(0)
+    assert await cluster.told() == []  # nothing was to be told
 
 
 async def test_a_node_that_was_given_up_says_again_what_it_holds(cluster: Cluster) -> None:
@@ -349,3 +372,155 @@ async def test_a_clock_that_jumps_loses_no_living_node_and_keeps_no_dead_one(
     assert await a.directory.find("dev1") == [], "b was not heard any more"
     after = await a.directory.claim("dev1", "i2", before.generation)
     assert after.generation > before.generation
+
+
+LOST = '{"lost":"{device}","of":"{node}","since":{seconds},"odd":"{}"}'
+"""What a sweep is to tell."""
+
+
+def lost(device: str, node: str, seconds: float = LEASE) -> str:
+    return f'{{"lost":"{device}","of":"{node}","since":{seconds:.0f},"odd":"{{}}"}}'
+
+
+async def test_devices_of_a_node_that_died_are_told_lost_once(cluster: Cluster) -> None:
+    a, b, c = [await cluster.join(name) for name in "abc"]
+    await a.directory.claim("dev1", "i1")
+    await a.directory.claim("dev2", "i2")
+    await b.directory.claim("dev3", "i3")
+    await beats(cluster, LEASE, b, c)
+    assert await b.directory.sweep(LOST) == Swept(2, 2)
+    assert await c.directory.sweep(LOST) == Swept(0)
+    assert sorted(await cluster.told()) == [lost("dev1", "a"), lost("dev2", "a")]
+
+
+async def test_several_nodes_that_sweep_at_once_tell_each_device_lost_once(
+    cluster: Cluster,
+) -> None:
+    members = [await cluster.join(name) for name in "abcd"]
+    a, *others = members
+    devices = [f"dev{number}" for number in range(40)]
+    for device in devices:
+        await a.directory.claim(device, "i1")
+    await beats(cluster, LEASE, *others)
+    swept = []
+
+    async def sweep(member: Member) -> None:
+        swept.append(await member.directory.sweep(LOST))
+
+    async with trio.open_nursery() as nursery:
+        for member in others:
+            nursery.start_soon(sweep, member)
+    assert sum(one.lost for one in swept) == len(devices)
+    assert sorted(await cluster.told()) == sorted(lost(device, "a") for device in devices)
+
+
+async def test_a_device_that_is_at_another_node_too_is_not_lost(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    await a.directory.claim("dev1", "i1")
+    await b.directory.claim("dev1", "i1")
+    await beats(cluster, LEASE, b)
+    assert await b.directory.sweep(LOST) == Swept(1)
+    assert await cluster.told() == []
+
+
+@pytest.mark.parametrize("instance", ["i1", "i2"], ids=["same agent", "another agent"])
+async def test_a_device_that_came_back_before_the_sweep_is_not_lost(
+    cluster: Cluster, instance: str
+) -> None:
+    a, b, c = [await cluster.join(name) for name in "abc"]
+    await a.directory.claim("dev1", "i1")
+    await beats(cluster, LEASE, b, c)
+    back = await b.directory.claim("dev1", instance)
+    assert await b.directory.release("dev1", back.generation)  # which `b` tells itself
+    assert await c.directory.sweep(LOST) == Swept(0)
+    assert await cluster.told() == []
+
+
+async def test_devices_of_a_node_that_left_are_told_by_itself(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    await a.directory.claim("dev1", "i1")
+    await a.directory.leave()
+    assert (await b.beat()).died == []
+    cluster.let_pass(LEASE)
+    assert await b.directory.sweep(LOST) == Swept(1)
+    assert await cluster.told() == []
+
+
+async def test_who_died_is_told_with_the_nodes(cluster: Cluster) -> None:
+    await cluster.join("a")
+    b = await cluster.join("b")
+    await beats(cluster, LEASE - BEAT_INTERVAL, b)
+    cluster.let_pass(BEAT_INTERVAL)
+    beat = await b.beat()
+    assert set(beat.nodes or ()) == {"b"}
+    assert [(one.node, one.incarnation) for one in beat.died] == [("a", "1")]
+    await beats(cluster, 60, b)
+    c = await cluster.join("c")
+    assert (await c.directory.beat(c.me, Heard())).died == []  # it is long ago
+
+
+async def test_a_node_that_is_killed_and_started_at_once_loses_its_devices(
+    cluster: Cluster,
+) -> None:
+    """Not at once: the process before may live, and tell of its sessions itself."""
+    before, b = await cluster.join("a", "1"), await cluster.join("b")
+    await before.directory.claim("dev1", "i1")
+    cluster.let_pass(BEAT_INTERVAL)
+    after = await cluster.join("a", "2")
+    assert await b.directory.sweep(LOST) == Swept(0, is_done=False)
+    await beats(cluster, LEASE, b, after)
+    assert await b.directory.sweep(LOST) == Swept(1, 1)
+    assert await cluster.told() == [lost("dev1", "a", LEASE + BEAT_INTERVAL)]
+
+
+async def test_a_process_whose_name_was_taken_tells_of_its_sessions_itself(
+    cluster: Cluster,
+) -> None:
+    before, b = await cluster.join("a", "1"), await cluster.join("b")
+    await before.directory.claim("dev1", "i1")
+    after = await cluster.join("a", "2")
+    with pytest.raises(NodeNameTaken):
+        await before.beat()
+    await beats(cluster, LEASE, b, after)
+    assert await b.directory.sweep(LOST) == Swept(1)
+    assert await cluster.told() == []
+
+
+async def test_a_node_that_wakes_up_hears_what_was_told_lost(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    two = await a.directory.claim("dev2", "i2")
+    three = await a.directory.claim("dev3", "i3")
+    assert not (await a.beat()).was_given_up
+    await b.directory.claim("dev3", "i3")
+    await beats(cluster, LEASE, b)
+    await b.directory.sweep(LOST)
+    await b.directory.claim("dev2", "i9")
+    beat = await a.beat()
+    assert (beat.resync, beat.was_given_up) == (True, True)
+    missed: list[str] = []
+    held = [
+        Held("dev1", "i1", one.generation),
+        Held("dev2", "i2", two.generation),
+        Held("dev3", "i3", three.generation),
+    ]
+    await a.directory.republish(held, missed.extend)
+    assert missed == ["dev1"], "the others are at `b`"
+    beat = await a.beat()
+    assert (beat.resync, beat.was_given_up) == (False, False)
+    # It may die once more.
+    await beats(cluster, LEASE, b)
+    assert await b.directory.sweep(LOST) == Swept(2, 1)
+    assert sorted(await cluster.told()) == [lost("dev1", "a")] * 2 + [lost("dev2", "a")]
+
+
+async def test_a_node_that_wakes_up_before_the_sweep_has_lost_nothing(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    await beats(cluster, LEASE, b)
+    assert (await a.beat()).was_given_up
+    assert await b.directory.sweep(LOST) == Swept(0)
+    missed: list[str] = []
+    await a.directory.republish([Held("dev1", "i1", one.generation)], missed.extend)
+    assert missed == []
+    assert await cluster.told() == []

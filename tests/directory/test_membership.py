@@ -11,7 +11,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from support.far_directory import FarDirectory, Network
-from tunnelmux.directory import LEASE, Claim, LocalDirectory, Node, PlaceBook
+from tunnelmux.directory import LEASE, Claim, LocalDirectory, Node, PlaceBook, Swept
 from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import DirectoryAway
 
@@ -22,14 +22,24 @@ class Cluster:
     def __init__(self, nursery: trio.Nursery, network: Network | None = None) -> None:
         self.nursery = nursery
         self.network = network or Network()
-        self.book = PlaceBook()
+        self.told: list[str] = []
+        """What was told of devices that are lost."""
+        self.missed: list[tuple[str, str]] = []
+        """Sessions that others may have been told lost, though their node lives."""
+        self.book = PlaceBook(on_lost=self.told.append)
         self.closed: list[tuple[str, str]] = []
 
     async def join(self, name: str, incarnation: str = "1") -> Membership[str]:
         near = LocalDirectory(self.book, name, incarnation)
         far = FarDirectory(near, self.network, name)
         me = Node(name=name, incarnation=incarnation)
-        member = Membership[str](far, me, lambda session, _by: self.closed.append((name, session)))
+        member = Membership[str](
+            far,
+            me,
+            lambda session, _by: self.closed.append((name, session)),
+            on_missed=lambda session: self.missed.append((name, session)),
+            lost=lambda: "{device} of {node}",
+        )
         await self.nursery.start(member.run)
         return member
 
@@ -185,8 +195,94 @@ async def test_a_dead_node_is_told_of_and_its_places_swept(
             while "a" in b.nodes:
                 await b.wait_change(trio.current_time() + 10)
         assert await b.find("dev1") == []
-        await trio.sleep(61)
-        assert cluster.book.sweep() == 0  # `b` did it
+        await trio.sleep(3)
+        assert cluster.book.sweep() == Swept(0)  # `b` did it
+        assert cluster.told == ["dev1 of a"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_wakes_up_is_told_which_sessions_were_told_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "session1")
+        a.arrived("dev2", "i2", "session2")
+        a.arrived("dev3", "i3", "session3")
+        await trio.sleep(2.5)
+        cluster.network.cut = {"a"}
+        await trio.sleep(LEASE + 5)
+        assert sorted(cluster.told) == ["dev1 of a", "dev2 of a", "dev3 of a"]
+        assert cluster.missed == []
+        a.left("dev3", "session3")  # meanwhile, without the directory
+        b.arrived("dev2", "i9", "elsewhere")
+        await trio.sleep(1)
+        cluster.network.cut = set()
+        await trio.sleep(5)
+        assert cluster.missed == [("a", "session1")]
+        assert (cluster.places("dev1"), cluster.places("dev2")) == (["a"], ["b"])
+        assert cluster.closed == [("a", "session2")]
+        # What the directory has lost itself was not told lost.
+        cluster.book.__init__(on_lost=cluster.told.append)  # type: ignore[misc]
+        await trio.sleep(5)
+        assert cluster.places("dev1") == ["a"]
+        assert (len(cluster.told), len(cluster.missed)) == (3, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_wakes_up_and_is_not_answered_counts_all_as_told_lost(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next answer would not say it again. That a device connected may be told twice."""
+    republish, calls = FarDirectory.republish, 0
+
+    async def unanswered(self: FarDirectory, held: Any, missed: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await republish(self, held, lambda _devices: None)
+            missed([one.device for one in held])
+            raise DirectoryAway("no answer came")
+        await republish(self, held, missed)
+
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, _b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "session1")
+        await trio.sleep(2.5)
+        cluster.network.cut = {"a"}
+        await trio.sleep(LEASE + 5)
+        monkeypatch.setattr(FarDirectory, "republish", unanswered)
+        cluster.network.cut = set()
+        await trio.sleep(5)
+        assert cluster.told == ["dev1 of a"]
+        assert cluster.missed == [("a", "session1")]
+        assert cluster.places() == ["a"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_log_says_whether_a_node_died_or_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        await cluster.join("a")
+        await cluster.join("b")
+        with capture_logs() as logs:
+            async with trio.open_nursery() as inner:
+                cluster.nursery = inner
+                await cluster.join("c")
+                await trio.sleep(2.5)
+                inner.cancel_scope.cancel()
+            await trio.sleep(2.5)
+            cluster.network.cut = {"b"}
+            await trio.sleep(LEASE + 5)
+        gone = [line for line in logs if line["event"] == "node gone"]
+        assert {(line["node"], line["log_level"], line["cause"]) for line in gone} == {
+            ("c", "info", "it has left the cluster"),
+            ("b", "warning", "it was not heard for 6 s: it was killed, hangs, or is cut off"),
+        }
         nursery.cancel_scope.cancel()
 
 
@@ -201,9 +297,9 @@ async def test_places_are_swept_once_for_each_node_that_is_gone(
         sweeps = []
         sweep = cluster.book.sweep
 
-        def counted() -> int:
+        def counted(lost: str) -> Swept:
             sweeps.append(trio.current_time())
-            return sweep()
+            return sweep(lost)
 
         cluster.book.sweep = counted  # type: ignore[method-assign]
         await trio.sleep(600)

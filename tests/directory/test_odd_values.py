@@ -21,7 +21,7 @@ PLANTED = f"999999999999999|b|1|{'i' * 40}"
 
 KEYS = {
     **dict.fromkeys(["live", "incarnations", "nodes", "version", "complete", "writes"]),
-    **dict.fromkeys(["last", "grace", "inbox:a|1", PLACES.removeprefix("tunnelmux:")]),
+    **dict.fromkeys(["died", "last", "grace", "inbox:a|1", PLACES.removeprefix("tunnelmux:")]),
 }
 
 ODD = {
@@ -31,6 +31,7 @@ ODD = {
        for key in ("version", "last", "grace") for value in ("odd", "inf", "-1", FAR, "9" * 400)},
     "a lease of nobody": [("ZADD", LIVE, "1", "odd")],
     "a lease without a name": [("ZADD", LIVE, "1", "")],
+    "the death of an odd one": [("ZADD", "tunnelmux:died", "1", "odd", "inf", "b|1")],
     "writes are odd": [("HSET", "tunnelmux:writes", "a|1", "odd")],
     "writes are at their end": [("HSET", "tunnelmux:writes", "a|1", FAR)],
     "the inbox is full": [("XADD", INBOX, f"{LAST_ID}-{LAST_ID}", "odd", "message")],

@@ -21,7 +21,7 @@ from support.origin import serving
 from support.programs import require_program
 from support.proxies import free_port
 from support.redis_server import RedisServer, run_redis
-from tunnelmux.directory import Heard, Held, Node
+from tunnelmux.directory import Heard, Held, Node, Swept
 from tunnelmux.directory.event_stream import EventStream
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import RedisFailed, open_redis
@@ -139,7 +139,7 @@ async def test_a_user_who_may_do_no_more_than_the_page_says(server: RedisServer)
         second = await other.claim("dev1", "i2")
         assert (await directory.beat(ME, Heard())).superseded == [("dev1", first.generation)]
         assert await other.release("dev1", second.generation)
-        assert await directory.sweep() == 0
+        assert await directory.sweep("{device}") == Swept(0)
         await other.leave()
         with pytest.raises(RedisFailed, match="NOPERM"):
             await directory._redis.wait_entry("another:program", "0", 0.01)

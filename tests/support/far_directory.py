@@ -4,12 +4,12 @@ that does one thing at a time."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
 
-from tunnelmux.directory import Beat, Claim, Directory, Heard, Held, Node, Place
+from tunnelmux.directory import Beat, Claim, Directory, Heard, Held, Node, Place, Swept
 from tunnelmux.errors import DirectoryAway
 
 __all__ = ["ANSWER_TIMEOUT", "FarDirectory", "Network"]
@@ -73,11 +73,13 @@ class FarDirectory(Directory):
     async def beat(self, me: Node, heard: Heard) -> Beat:
         return await self._ask("beat", me, heard)  # type: ignore[no-any-return]
 
-    async def republish(self, held: Sequence[Held]) -> None:
-        await self._ask("republish", held)
+    async def republish(
+        self, held: Sequence[Held], missed: Callable[[Sequence[str]], None] = lambda _devices: None
+    ) -> None:
+        await self._ask("republish", held, missed)
 
-    async def sweep(self) -> int:
-        return await self._ask("sweep")  # type: ignore[no-any-return]
+    async def sweep(self, lost: str = "") -> Swept:
+        return await self._ask("sweep", lost)  # type: ignore[no-any-return]
 
     async def leave(self) -> None:
         await self._ask("leave")

@@ -15,7 +15,7 @@ from support.workers import Workers
 from tunnelmux.config import Address
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.config.workers import ProcessConfig
-from tunnelmux.directory import Heard, Held, Node, PlaceBook
+from tunnelmux.directory import Heard, Held, Node, PlaceBook, Swept
 from tunnelmux.proxy.workers.watch import Watch
 
 
@@ -111,7 +111,7 @@ def test_a_hidden_worker_keeps_its_devices_for_itself() -> None:
     assert changed == ["dev1"]
     beat = book.beat(second, before)
     assert set(beat.nodes or ()) == {"worker-2"}
-    assert book.sweep() == 0
+    assert book.sweep() == Swept(0)
 
     book.hide("worker-1", is_hidden=False)
     assert [place.node for place in book.find("dev1")] == ["worker-1"]

@@ -17,10 +17,12 @@ from tunnelmux.directory.places import (
     MOST_PLACES,
     Beat,
     Claim,
+    Died,
     Heard,
     Held,
     Node,
     Place,
+    Swept,
     new_incarnation,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "MOST_PLACES",
     "Beat",
     "Claim",
+    "Died",
     "Directory",
     "Heard",
     "Held",
@@ -37,5 +40,6 @@ __all__ = [
     "Node",
     "Place",
     "PlaceBook",
+    "Swept",
     "new_incarnation",
 ]

@@ -58,7 +58,8 @@ class EventStream:
         on_event: Callable[[int, str], None],
     ) -> None:
         self._redis: Redis | None = None
-        self._history = max(1, history)
+        self.history = max(1, history)
+        """How many events are kept."""
         self._on_restart = on_restart
         self._on_event = on_event
         self._scripts = {
@@ -74,7 +75,7 @@ class EventStream:
     def publish(self, text: str) -> None:
         """Tell all nodes of an event."""
         self._pending.append(text)
-        if len(self._pending) > self._history:
+        if len(self._pending) > self.history:
             self._pending.popleft()
         self._work.set()
         if self._own_count is not None:
@@ -113,7 +114,7 @@ class EventStream:
 
     async def _write_some(self) -> None:
         texts = [self._pending[number] for number in range(min(_AT_ONCE, len(self._pending)))]
-        await self._run("tell", secrets.token_hex(4), self._history, *texts)
+        await self._run("tell", secrets.token_hex(4), self.history, *texts)
         for text in texts:
             # More may have come meanwhile, and pushed out the first ones.
             if self._pending and self._pending[0] is text:

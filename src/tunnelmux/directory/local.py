@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from tunnelmux.directory.directory import Directory
 from tunnelmux.directory.places import (
+    DIED_JUST_NOW,
     LEASE,
+    MOST_DIED,
     MOST_PLACES,
     Beat,
     Claim,
+    Died,
     Heard,
     Held,
     Node,
     Place,
+    Swept,
 )
 from tunnelmux.errors import NodeNameTaken
 
@@ -33,6 +39,7 @@ class _Live:
     """What the directory knows of a live node."""
 
     record: Node
+    heard: float
     until: float
     inbox: deque[tuple[int, str, int]] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
     is_complete: bool = False
@@ -46,7 +53,8 @@ class PlaceBook:
     *clock* gives seconds since a fixed moment. A node is dead after *lease* seconds without a beat;
     with `math.inf`, when it leaves, and not before. A device has at most *most_places*. *on_news*
     is called with the name of a node whose next beat has something new to tell, *on_change* with a
-    device whose places may have changed. Nothing here waits.
+    device whose places may have changed, *on_lost* with the event of a device that a sweep found
+    lost. Nothing here waits.
     """
 
     def __init__(
@@ -57,15 +65,18 @@ class PlaceBook:
         most_places: int = MOST_PLACES,
         on_news: Callable[[str], None] = lambda _node: None,
         on_change: Callable[[str], None] | None = None,
+        on_lost: Callable[[str], None] = lambda _event: None,
     ) -> None:
         self._clock = clock
         self._lease = lease
         self._most_places = most_places
         self._on_news = on_news
         self._on_change = on_change
+        self._on_lost = on_lost
         self._others: dict[str, Node] = {}
         self._places: dict[str, list[Place]] = {}
         self._live: dict[str, _Live] = {}
+        self._died: dict[tuple[str, str], Died] = {}
         self._numbers = itertools.count(1)
         self._nodes_changed = 0
 
@@ -87,7 +98,7 @@ class PlaceBook:
         kept: list[Place] = []
         gone: list[Place] = []
         for place in old:
-            stays = place.node != node and place.instance == held.instance
+            stays = place.node != node and place.instance == held.instance and self._is_live(place)
             (kept if stays else gone).append(place)
         kept.append(Place(node, incarnation, generation, held.instance))
         kept.sort(key=lambda place: -place.generation)
@@ -98,6 +109,17 @@ class PlaceBook:
                 self._tell(place.node, held.device, place.generation)
         self._note_change(held.device)
         return Claim(generation, gone)
+
+    def republish(self, node: str, incarnation: str, held: Iterable[Held]) -> list[str]:
+        """Enter sessions with the generations that they have. Returns the devices that had no place
+        any more."""
+        missed = []
+        for one in held:
+            was_there = any(self._is_live(place) for place in self._places.get(one.device, ()))
+            entered = self.claim(node, incarnation, one, is_new=False)
+            if entered is not None and not was_there:
+                missed.append(one.device)
+        return missed
 
     def release(self, node: str, device: str, generation: int) -> bool:
         """Remove the node's session, if it has that generation."""
@@ -139,17 +161,21 @@ class PlaceBook:
         now = self._clock()
         known = self._live.get(me.name)
         if known is not None and known.record.incarnation > me.incarnation:
+            self._died.pop((me.name, me.incarnation), None)  # it tells of its sessions itself
             raise NodeNameTaken(me.name)
         if known is None or known.record.incarnation != me.incarnation:
-            known = self._live[me.name] = _Live(me, now)
+            if known is not None:
+                self._note_died(known)
+            known = self._live[me.name] = _Live(me, now, now)
             self._tell_of_nodes()
         elif known.record != me:
             known.record = me
             self._tell_of_nodes()
-        known.until = now + self._lease
+        known.heard, known.until = now, now + self._lease
         for node in self._live.values():  # of a clock that was set back
-            node.until = min(node.until, known.until)
+            node.heard, node.until = min(node.heard, now), min(node.until, known.until)
         for name in [name for name, node in self._live.items() if node.until <= now]:
+            self._note_died(self._live[name])
             self._forget(name)
         seen = int(heard.message or 0)
         while known.inbox and known.inbox[0][0] <= seen:
@@ -162,6 +188,8 @@ class PlaceBook:
             superseded=[(device, generation) for _, device, generation in known.inbox],
             nodes=nodes if version != heard.nodes else None,
             resync=not known.is_complete,
+            died=self._died_just_now(now) if version != heard.nodes else [],
+            was_given_up=(me.name, me.incarnation) in self._died,
         )
 
     def complete(self, node: str, incarnation: str) -> None:
@@ -169,15 +197,30 @@ class PlaceBook:
         known = self._live.get(node)
         if known is not None and known.record.incarnation == incarnation:
             known.is_complete = True
+            self._died.pop((node, incarnation), None)
 
-    def sweep(self) -> int:
-        """Remove the places on dead nodes; returns how many."""
-        count = 0
+    def sweep(self, lost: str = "") -> Swept:
+        """Remove the places on dead nodes, as `Directory.sweep` says."""
+        now = self._clock()
+        just_now = now - (self._lease if self._lease < math.inf else 0.0)
+        count, told, is_done = 0, 0, True
         for device, places in list(self._places.items()):
-            kept = [place for place in places if self._is_live(place)]
+            kept, lost_with = [], None
+            for place in places:
+                died = self._died.get((place.node, place.incarnation))
+                if self._is_live(place):
+                    kept.append(place)
+                elif died is not None and just_now < died.last_beat <= now:
+                    kept.append(place)  # its process may live, under a name that another took
+                    is_done = False
+                else:
+                    lost_with = lost_with or died
             count += len(places) - len(kept)
             self._put(device, kept)
-        return count
+            if lost and lost_with is not None and not kept:
+                told += 1
+                self._on_lost(_filled_in(lost, device, lost_with.node, now - lost_with.last_beat))
+        return Swept(count, told, is_done)
 
     def leave(self, node: str, incarnation: str) -> None:
         """The node has ended."""
@@ -213,6 +256,16 @@ class PlaceBook:
         else:
             self._places.pop(device, None)
 
+    def _died_just_now(self, now: float) -> list[Died]:
+        return [one for one in self._died.values() if one.last_beat > now - DIED_JUST_NOW]
+
+    def _note_died(self, node: _Live) -> None:
+        key = node.record.name, node.record.incarnation
+        self._died.pop(key, None)  # the latest are kept
+        self._died[key] = Died(*key, node.heard)
+        if len(self._died) > MOST_DIED:
+            del self._died[next(iter(self._died))]
+
     def _forget(self, name: str) -> None:
         del self._live[name]
         self._tell_of_change(name)
@@ -227,6 +280,13 @@ class PlaceBook:
     def _note_change(self, device: str) -> None:
         if self._on_change is not None:
             self._on_change(device)
+
+
+def _filled_in(event: str, device: str, node: str, seconds: float) -> str:
+    words = {"{device}": device, "{node}": node, "{seconds}": f"{seconds:.0f}"}
+    for word, value in words.items():
+        event = event.replace(word, msgspec.json.encode(value).decode()[1:-1])
+    return event
 
 
 class LocalDirectory(Directory):
@@ -256,15 +316,16 @@ class LocalDirectory(Directory):
         await trio.lowlevel.checkpoint()
         return self._book.beat(me, heard)
 
-    async def republish(self, held: Sequence[Held]) -> None:
+    async def republish(
+        self, held: Sequence[Held], missed: Callable[[Sequence[str]], None] = lambda _devices: None
+    ) -> None:
         await trio.lowlevel.checkpoint()
-        for one in held:
-            self._book.claim(self._node, self._incarnation, one, is_new=False)
+        missed(self._book.republish(self._node, self._incarnation, held))
         self._book.complete(self._node, self._incarnation)
 
-    async def sweep(self) -> int:
+    async def sweep(self, lost: str = "") -> Swept:
         await trio.lowlevel.checkpoint()
-        return self._book.sweep()
+        return self._book.sweep(lost)
 
     async def leave(self) -> None:
         await trio.lowlevel.checkpoint()

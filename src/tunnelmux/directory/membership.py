@@ -8,7 +8,7 @@ done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,8 +34,15 @@ _RETRY = 0.5
 # Seconds until a directory that gave no answer is asked again.
 
 _SWEEP_INTERVAL = 60.0
-# Seconds between two sweeps for places of dead nodes: a sweep looks at all places, so there is one
-# only when a node has gone since the last.
+# Seconds between two sweeps for places of nodes that are gone: a sweep looks at all places, so
+# there is one only when a node has gone since the last.
+
+_SWEEP_SOON = 1.0
+# Seconds until the sweep for a node that died: those that died with it are found out by then, and
+# many of its devices are elsewhere. Then their loss is told.
+
+_SWEEP_PAUSE = 10.0
+# Seconds between two sweeps at least, when nodes die one after the other.
 
 _GOODBYE = 1.0
 # Seconds that the last call of a node that shuts down may take.
@@ -63,8 +70,10 @@ class Membership(Generic[S]):
     """Keeps the sessions of this node in the directory, and knows the other nodes.
 
     *on_superseded* is called with a session that is to be closed, because the device has a newer
-    one on the node of that name. `run` does the work; of the other methods only `find`, `expect`
-    and `wait_change` wait.
+    one on the node of that name; *on_missed* with one that the others may have been told lost,
+    because this node counted as dead for a while. *lost* makes the event for devices of nodes that
+    died, as `Directory.sweep` takes it. `run` does the work; of the other methods only `find`,
+    `expect` and `wait_change` wait.
     """
 
     def __init__(
@@ -72,6 +81,9 @@ class Membership(Generic[S]):
         directory: Directory,
         me: Node,
         on_superseded: Callable[[S, str], None],
+        *,
+        on_missed: Callable[[S], None] = lambda _session: None,
+        lost: Callable[[], str] = lambda: "",
     ) -> None:
         self.me = me
         self.nodes: dict[str, Node] = {}
@@ -83,7 +95,12 @@ class Membership(Generic[S]):
         self.believes_until = -math.inf
         """Until when (`trio.current_time()`) no other node can consider this one dead."""
         self._directory = directory
+        self.on_written: Callable[[str | None], None] = lambda _device: None
+        """Called with a device that the directory has been told of, or could not be told of; with
+        None when it cannot be told of any, for now or because this node leaves."""
         self._on_superseded = on_superseded
+        self._on_missed = on_missed
+        self._lost = lost
         self._heard = Heard()
         self._mine: dict[str, _Session[S]] = {}
         self._published: dict[str, int | None] = {}  # None: a call was not answered
@@ -96,6 +113,8 @@ class Membership(Generic[S]):
         self._change = trio.Event()
         self._is_complete = False
         self._may_sweep = True  # nodes may have gone before this one came
+        self._died = trio.Event()
+        self._has_left = False
         self._failures = RepeatedLines("device not written to the directory")
 
     # -- what this node reports -----------------------------------------------------------------
@@ -126,6 +145,10 @@ class Membership(Generic[S]):
         """The generation of the session here; 0 while there is none."""
         held = self._mine.get(device)
         return held.generation if held is not None else 0
+
+    def will_claim(self, device: str) -> bool:
+        """Whether a session that begins here now is not found by others before it is claimed."""
+        return not (self.is_away or self._has_left or self.generation_of(device))
 
     async def wait_claimed(self, device: str) -> None:
         """Return when the session here has its generation, or is over. The caller bounds the
@@ -194,6 +217,8 @@ class Membership(Generic[S]):
                     await self._directory.wait_news(BEAT_INTERVAL if is_calm else _RETRY)
                     await self._beat_once()
         finally:
+            self._has_left = True
+            self.on_written(None)
             with trio.move_on_after(_GOODBYE, shield=True):
                 try:
                     await self._directory.leave()
@@ -214,11 +239,15 @@ class Membership(Generic[S]):
                     effect="devices of this node are served, others as last known",
                 )
                 self.believes_until = max(self.believes_until, 0.0)
-            self.is_away = True
+            self._note_away()
         except NodeNameTaken as error:
             if not self.is_away:
                 _log.error("node name taken", problem=str(error))
-            self.is_away = True
+            self._note_away()
+
+    def _note_away(self) -> None:
+        self.is_away = True
+        self.on_written(None)
 
     async def _hear(self, beat: Beat, asked: float) -> None:
         if self.is_away:
@@ -227,26 +256,32 @@ class Membership(Generic[S]):
         for device, generation in beat.superseded:
             self._supersede(device, generation)
         if beat.resync:
-            await self._say_all()
+            await self._say_all(was_given_up=beat.was_given_up)
             self._is_complete = False  # the next beat tells the result
         else:
             self._is_complete = True
             self.believes_until = asked + LEASE
         self._heard = beat.heard
         if beat.nodes is not None:
-            self._take_nodes(beat.nodes)
+            self._take_nodes(beat.nodes, {(one.node, one.incarnation) for one in beat.died})
         if self._unsettled:
             self._work.set()
 
-    def _take_nodes(self, nodes: dict[str, Node]) -> None:
+    def _take_nodes(self, nodes: dict[str, Node], died: set[tuple[str, str]]) -> None:
         before, self.nodes = self.nodes, nodes
         others = {name: node.incarnation for name, node in nodes.items() if name != self.me.name}
         for name in sorted(set(before) - set(nodes) - {self.me.name}):
-            _log.warning("node gone", node=name)
+            if (name, before[name].incarnation) in died:
+                cause = f"it was not heard for {LEASE:g} s: it was killed, hangs, or is cut off"
+                _log.warning("node gone", node=name, cause=cause)
+            else:
+                _log.info("node gone", node=name, cause="it has left the cluster")
             self._note_gone(name)
         for name, known in before.items():
             if name not in nodes or nodes[name].incarnation != known.incarnation:
                 self._may_sweep = True
+                if (name, known.incarnation) in died:
+                    self._died.set()
         for name, incarnation in sorted(others.items()):
             if name not in before or before[name].incarnation != incarnation:
                 _log.info("node joined", node=name, address=nodes[name].address)
@@ -260,13 +295,18 @@ class Membership(Generic[S]):
         if len(self.gone) > _MOST_GONE:
             del self.gone[next(iter(self.gone))]
 
-    async def _say_all(self) -> None:
+    async def _say_all(self, *, was_given_up: bool) -> None:
+        def missed(devices: Sequence[str]) -> None:
+            for device in devices if was_given_up else ():
+                if device in self._mine:
+                    self._on_missed(self._mine[device].session)
+
         held = [
             Held(one.device, one.instance, one.generation)
             for one in self._mine.values()
             if one.generation
         ]
-        await self._directory.republish(held)
+        await self._directory.republish(held, missed)
 
     def _supersede(self, device: str, generation: int) -> None:
         if device in self._claiming:
@@ -282,17 +322,29 @@ class Membership(Generic[S]):
 
     async def _sweep(self) -> NoReturn:
         while True:  # until the node ends
-            await trio.sleep(_SWEEP_INTERVAL)
+            with trio.move_on_after(_SWEEP_INTERVAL):
+                await self._died.wait()
+                await trio.sleep(_SWEEP_SOON)
             if self.is_away or self.me.name != min(self.nodes, default="") or not self._may_sweep:
+                self._died = trio.Event()
                 continue
             self._may_sweep = False
+            self._died = trio.Event()
             try:
-                count = await self._directory.sweep()
+                swept = await self._directory.sweep(self._lost())
             except DirectoryAway:
                 self._may_sweep = True
+                self._died.set()
+                await trio.sleep(_RETRY)
                 continue  # the beats report that the directory is away
-            if count:
-                _log.info("places of dead nodes removed", count=count)
+            if not swept.is_done:
+                self._may_sweep = True
+                self._died.set()
+            if swept.places:
+                _log.info(
+                    "places of dead nodes removed", count=swept.places, devices_lost=swept.lost
+                )
+            await trio.sleep(_SWEEP_PAUSE)
 
     # -- putting the directory right ------------------------------------------------------------
 
@@ -331,6 +383,7 @@ class Membership(Generic[S]):
                     cause=str(error),
                     effect="other nodes may not find it, or find it where it was",
                 )
+        self.on_written(device)
 
     async def _claim(self, held: _Session[S]) -> None:
         device = held.device

@@ -8,14 +8,18 @@ import msgspec
 
 __all__ = [
     "BEAT_INTERVAL",
+    "DIED_JUST_NOW",
     "LEASE",
+    "MOST_DIED",
     "MOST_PLACES",
     "Beat",
     "Claim",
+    "Died",
     "Heard",
     "Held",
     "Node",
     "Place",
+    "Swept",
     "new_incarnation",
 ]
 
@@ -24,6 +28,12 @@ BEAT_INTERVAL = 2.0
 
 LEASE = 6.0
 """Seconds after its last beat at which a node counts as dead, with all that it held."""
+
+DIED_JUST_NOW = 60.0
+"""Seconds after the last beat of a node that died until beats do not tell of it any more."""
+
+MOST_DIED = 1000
+"""Most nodes that are remembered as dead, the latest: more than die before a sweep."""
 
 MOST_PLACES = 4
 """Most places of one device, unless configured: an agent keeps two sessions, and may have just
@@ -69,6 +79,17 @@ class Held(msgspec.Struct, frozen=True):
     generation: int
 
 
+class Swept(msgspec.Struct, frozen=True):
+    """The result of a sweep."""
+
+    places: int
+    """How many were removed."""
+    lost: int = 0
+    """Devices that were told lost."""
+    is_done: bool = True
+    """Whether none was left for another sweep, because its node died just now."""
+
+
 class Claim(msgspec.Struct, frozen=True):
     """The result of a claim: its generation, and the places that it superseded."""
 
@@ -85,6 +106,15 @@ class Heard(msgspec.Struct, frozen=True):
     nodes: str = ""
 
 
+class Died(msgspec.Struct, frozen=True):
+    """A node that was given up without having left."""
+
+    node: str
+    incarnation: str
+    last_beat: float
+    """When it was last heard from: seconds since 1970, by the directory's clock."""
+
+
 class Beat(msgspec.Struct, frozen=True):
     """The answer to a node's beat."""
 
@@ -99,6 +129,10 @@ class Beat(msgspec.Struct, frozen=True):
     """
     resync: bool
     """The directory has lost sessions of this node: call `republish`."""
+    died: list[Died] = []
+    """With *nodes*: the nodes that died within the last minute and have not come back."""
+    was_given_up: bool = False
+    """This node counted as dead, and has not published all its sessions since then."""
 
 
 def new_incarnation(milliseconds: int) -> str:

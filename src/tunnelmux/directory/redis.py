@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import secrets
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +19,12 @@ from tunnelmux.directory.places import (
     MOST_PLACES,
     Beat,
     Claim,
+    Died,
     Heard,
     Held,
     Node,
     Place,
+    Swept,
 )
 from tunnelmux.directory.resp import Redis, RedisFailed, Script
 from tunnelmux.directory.scripts import PREFIX, SCRIPTS, whole
@@ -45,10 +48,14 @@ _NAME = re.compile(r"[!-{}~]{1,255}")
 _BATCH = 500
 # Sessions that one call publishes again: about 10 ms of Redis' time.
 
+_LOST_PER_SECOND = 500
+# Devices of dead nodes that are told lost: so that those who read events come after, though no more
+# than `limits.event_history` are kept (1,024).
+
 
 class RedisDirectory(Directory):
     """One node's view of the directory in a Redis. Each call is one script, which is atomic. Of a
-    device that this node claims, *most_places* stay."""
+    device that this node claims, *most_places* stay; of all events, *event_history*."""
 
     def __init__(
         self,
@@ -58,10 +65,12 @@ class RedisDirectory(Directory):
         *,
         timeout: float = ANSWER_TIMEOUT,
         most_places: int = MOST_PLACES,
+        event_history: int = 1024,
     ) -> None:
         self._node = node
         self._incarnation = incarnation
         self._timeout = timeout
+        self._event_history = max(1, event_history)
         self._writes = 0
         self._redis = redis
         self._removed = RepeatedLines("odd value in Redis removed")
@@ -99,7 +108,7 @@ class RedisDirectory(Directory):
         with _understood():
             if answer[0] == "taken":
                 raise NodeNameTaken(me.name)
-            _, complete, writes, messages, version, records, odd = answer
+            _, complete, writes, messages, version, records, odd, died, was_given_up = answer
             self._tell_of(odd)
             superseded, last = [], ""  # of an empty inbox nothing is left to remove
             for number, fields in messages:
@@ -110,7 +119,14 @@ class RedisDirectory(Directory):
             lost = writes < written
             if lost:
                 self._writes = writes
-            return Beat(Heard(last, version), superseded, nodes, resync=lost or not complete)
+            return Beat(
+                Heard(last, version),
+                superseded,
+                nodes,
+                resync=lost or not complete,
+                died=_died_in(died),
+                was_given_up=was_given_up == 1,
+            )
 
     def _tell_of(self, keys: list[str]) -> None:
         for key in keys:
@@ -122,33 +138,50 @@ class RedisDirectory(Directory):
                     fix="find out what else writes to this Redis; give it another one",
                 )
 
-    async def republish(self, held: Sequence[Held]) -> None:
+    async def republish(
+        self, held: Sequence[Held], missed: Callable[[Sequence[str]], None] = lambda _devices: None
+    ) -> None:
         by_shard = defaultdict(list)
         for one in held:
             by_shard[_shard(one.device)].append(one)
         for key, sessions in by_shard.items():
             for start in range(0, len(sessions), _BATCH):
-                arguments: list[str | int] = [self._node, self._incarnation]
-                for one in sessions[start : start + _BATCH]:
-                    arguments += [one.device, one.instance, one.generation]
-                writes = await self._run("republish", [key], arguments)
-                with _understood():
-                    self._writes = max(self._writes, writes)
+                batch = sessions[start : start + _BATCH]
+                try:
+                    missed(await self._republish(key, batch))
+                except DirectoryAway:
+                    missed([one.device for one in batch])
+                    raise
         await self._run("complete", [], [f"{self._node}|{self._incarnation}"])
 
-    async def sweep(self) -> int:
-        count = 0
+    async def _republish(self, key: str, batch: Sequence[Held]) -> list[str]:
+        arguments: list[str | int] = [self._node, self._incarnation]
+        for one in batch:
+            arguments += [one.device, one.instance, one.generation]
+        answer = await self._run("republish", [key], arguments)
+        with _understood():
+            writes, missed = answer
+            self._writes = max(self._writes, writes)
+            return [str(device) for device in missed]
+
+    async def sweep(self, lost: str = "") -> Swept:
+        count, told, is_done = 0, 0, True
+        more = lost, secrets.token_hex(4), self._event_history
         for number in range(_SHARDS):
             cursor = "0"
             while True:  # until Redis has gone through all of the hash
                 key = f"{PREFIX}places:{number}"
-                answer = await self._run("sweep", [key], [cursor])
+                answer = await self._run("sweep", [key], [cursor, *more])
                 with _understood():
-                    cursor, removed = answer
+                    cursor, removed, told_now, waiting = answer
                     count += removed
+                    told += told_now
+                    is_done &= not waiting
+                    pause = told_now / _LOST_PER_SECOND
+                await trio.sleep(pause)
                 if cursor == "0":
                     break
-        return count
+        return Swept(count, told, is_done)
 
     async def leave(self) -> None:
         await self._run("leave", [], [f"{self._node}|{self._incarnation}"])
@@ -211,6 +244,16 @@ def _nodes_in(records: list[str]) -> dict[str, Node]:
         else:
             _log.warning("record of a node not read", cause="its name cannot be a node's")
     return nodes
+
+
+def _died_in(pairs: list[str]) -> list[Died]:
+    """Nodes and the times of their last beats, as Redis lists them."""
+    found = []
+    for one, at in zip(pairs[::2], pairs[1::2], strict=False):
+        node, _, incarnation = one.rpartition("|")
+        if _NAME.fullmatch(node):
+            found.append(Died(node, incarnation, float(at) / 1000))
+    return found
 
 
 def _after(number: str) -> str:

@@ -5,12 +5,15 @@ The keys, all of them under PREFIX: `places:N` (hash, device to `generation|node
 instance;…`, newest first), `live` (sorted set, `node|incarnation` by the time its lease ends, in
 ms), `incarnations` and `nodes` (hashes by node: its newest start, its record as JSON), `version`
 of these, `inbox:NODE|INCARNATION` (stream of what was superseded there), `complete` and `writes`
-(hashes by `node|incarnation`: whether it has said all, and how often it wrote), `last` and `grace`;
+(hashes by `node|incarnation`: whether it has said all, and how often it wrote), `died` (sorted set,
+`node|incarnation` that did not leave, by the time of its last beat, in ms), `last` and `grace`;
 `events` (stream of all nodes' events) and `events:at` (hash: its epoch, the last number, and the
 run of Redis that it is of).
 """
 
 from __future__ import annotations
+
+from tunnelmux.directory.places import DIED_JUST_NOW, MOST_DIED
 
 __all__ = ["PREFIX", "SCRIPTS", "whole"]
 
@@ -44,6 +47,9 @@ end
 local function put(key, device, places)
   if #places == 0 then redis.call('HDEL', key, device)
   else redis.call('HSET', key, device, write(places)) end
+end
+local function is_live(p)
+  return redis.call('ZSCORE', P .. 'live', p.node .. '|' .. p.incarnation)
 end
 local function count_write(me)
   local count = redis.pcall('HINCRBY', P .. 'writes', me, 1)
@@ -79,7 +85,7 @@ local function claim(key, device, node, incarnation, instance, least, given)
   if given == 0 then generation = math.max(now(), newest + 1, least + 1) end
   if generation > MOST_GENERATION then generation = now() end
   for _, p in ipairs(old) do
-    if p.node ~= node and p.instance == instance then kept[#kept + 1] = p
+    if p.node ~= node and p.instance == instance and is_live(p) then kept[#kept + 1] = p
     else gone[#gone + 1] = p end
   end
   kept[#kept + 1] = {
@@ -111,6 +117,26 @@ local function find_epoch(spare)
     return spare
   end
   return epoch
+end
+local function announce(spare, most, text)
+  local number = redis.call('HINCRBY', P .. 'events:at', 'number', 1)
+  local added = redis.pcall('XADD', P .. 'events', 'MAXLEN', '~', most,
+    string.format('%.0f-1', number), 'event', text)
+  if type(added) == 'table' and added.err then
+    -- Its last number is higher: the count was lost, and not the stream.
+    restart(spare)
+    find_epoch(spare)
+    redis.call('HSET', P .. 'events:at', 'number', 1)
+    redis.call('XADD', P .. 'events', '1-1', 'event', text)
+  end
+end
+local function note_died(other)
+  local ends = redis.call('ZSCORE', P .. 'live', other)
+  if ends then
+    redis.call('ZADD', P .. 'died', string.format('%.0f', ends - LEASE), other)
+    local old = redis.call('ZRANGE', P .. 'died', 0, -1 - MOST_DIED)
+    for _, one in ipairs(old) do redis.call('ZREM', P .. 'died', one) end
+  end
 end
 local function forget(other)
   redis.call('ZREM', P .. 'live', other)
@@ -147,15 +173,21 @@ return {removed, count_write(node .. '|' .. incarnation)}
 
 _REPUBLISH = """
 local key, node, incarnation = KEYS[1], ARGV[1], ARGV[2]
+local missed = {}
 for i = 3, #ARGV, 3 do
-  claim(key, ARGV[i], node, incarnation, ARGV[i + 1], 0, tonumber(ARGV[i + 2]))
+  local device, was_there = ARGV[i], false
+  for _, p in ipairs(read(redis.call('HGET', key, device))) do
+    if is_live(p) then was_there = true end
+  end
+  local entered = claim(key, device, node, incarnation, ARGV[i + 1], 0, tonumber(ARGV[i + 2]))
+  if entered and not was_there then missed[#missed + 1] = device end
 end
-return count_write(node .. '|' .. incarnation)
+return {count_write(node .. '|' .. incarnation), missed}
 """
 
 _MEND = """
-local TYPES = {live = 'zset', incarnations = 'hash', nodes = 'hash', complete = 'hash',
-  writes = 'hash', version = 'string', last = 'string', grace = 'string'}
+local TYPES = {live = 'zset', died = 'zset', incarnations = 'hash', nodes = 'hash',
+  complete = 'hash', writes = 'hash', version = 'string', last = 'string', grace = 'string'}
 -- Values that none of our scripts writes are removed; then all nodes say again what they hold.
 local function mend(me)
   local odd = {}
@@ -191,9 +223,13 @@ local me, time = node .. '|' .. incarnation, now()
 local odd = mend(me)
 local newest = redis.call('HGET', P .. 'incarnations', node)
 if newest and newest > incarnation and redis.call('ZSCORE', P .. 'live', node .. '|' .. newest) then
+  redis.call('ZREM', P .. 'died', me)  -- it tells of its sessions itself
   return {'taken'}
 end
-if newest and newest ~= incarnation then forget(node .. '|' .. newest) end
+if newest and newest ~= incarnation then
+  note_died(node .. '|' .. newest)
+  forget(node .. '|' .. newest)
+end
 redis.call('HSET', P .. 'incarnations', node, incarnation)
 local changed = redis.call('HGET', P .. 'nodes', node) ~= record
 redis.call('HSET', P .. 'nodes', node, record)
@@ -213,7 +249,10 @@ end
 if grace > time + LEASE then redis.call('DEL', P .. 'grace') end
 if time >= grace then
   local dead = redis.call('ZRANGEBYSCORE', P .. 'live', '-inf', time, 'LIMIT', 0, 16)
-  for _, other in ipairs(dead) do forget(other) end
+  for _, other in ipairs(dead) do
+    note_died(other)
+    forget(other)
+  end
 end
 local now_version = redis.call('GET', P .. 'version')
 if changed or not now_version then
@@ -230,8 +269,10 @@ for _, message in ipairs(messages) do
   for _, field in ipairs(message[2]) do size = size + #field end
   if size > LONGEST_MESSAGE then message[2] = {} end
 end
-local nodes = {}
+local nodes, died = {}, {}
 if now_version ~= version then
+  local least = string.format('%.0f', time - DIED_JUST_NOW)
+  died = redis.call('ZRANGEBYSCORE', P .. 'died', least, '+inf', 'WITHSCORES')
   local starts = redis.call('HGETALL', P .. 'incarnations')
   for i = 1, #starts, 2 do
     if redis.call('ZSCORE', P .. 'live', starts[i] .. '|' .. starts[i + 1]) then
@@ -242,30 +283,47 @@ if now_version ~= version then
 end
 local complete = redis.call('HEXISTS', P .. 'complete', me)
 local writes = tonumber(redis.call('HGET', P .. 'writes', me) or '0')
-return {'ok', complete, writes, messages, now_version, nodes, odd}
+local was_given_up = redis.call('ZSCORE', P .. 'died', me) and 1 or 0
+return {'ok', complete, writes, messages, now_version, nodes, odd, died, was_given_up}
 """
 )
 
 _COMPLETE = """
 redis.call('HSET', P .. 'complete', ARGV[1], 1)
+redis.call('ZREM', P .. 'died', ARGV[1])
 return 1
 """
 
 _SWEEP = """
-local live, removed = {}, 0
-for _, other in ipairs(redis.call('ZRANGE', P .. 'live', 0, -1)) do live[other] = true end
-local found = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 500)
+local cursor, event, spare, most = unpack(ARGV)
+local time, removed, lost, waiting = now(), 0, 0, 0
+local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
+local function tell_lost(device, node, last_beat)
+  if lost == 0 then find_epoch(spare) end
+  lost = lost + 1
+  local seconds = string.format('%.0f', (time - last_beat) / 1000)
+  local words = {device = quoted(device), node = quoted(node), seconds = seconds}
+  announce(spare, most, (string.gsub(event, '{(%l+)}', words)))
+end
+local found = redis.call('HSCAN', KEYS[1], cursor, 'COUNT', 250)
 for i = 1, #found[2], 2 do
-  local old, kept = read(found[2][i + 1]), {}
+  local device, old, kept, from, last_beat = found[2][i], read(found[2][i + 1]), {}, nil, nil
   for _, p in ipairs(old) do
-    if live[p.node .. '|' .. p.incarnation] then kept[#kept + 1] = p end
+    local died = tonumber(redis.call('ZSCORE', P .. 'died', p.node .. '|' .. p.incarnation) or nil)
+    if is_live(p) then kept[#kept + 1] = p
+    elseif died and died > time - LEASE and died <= time then
+      -- Its process may live, under a name that another took.
+      kept[#kept + 1] = p
+      waiting = 1
+    elseif died and not from then from, last_beat = p.node, died end
   end
   if #kept < #old then
     removed = removed + #old - #kept
-    put(KEYS[1], found[2][i], kept)
+    put(KEYS[1], device, kept)
+    if #kept == 0 and from and event ~= '' then tell_lost(device, from, last_beat) end
   end
 end
-return {found[1], removed}
+return {found[1], removed, lost, waiting}
 """
 
 _LEAVE = """
@@ -276,8 +334,7 @@ return 1
 _FIND = """
 local found = {}
 for _, p in ipairs(read(redis.call('HGET', KEYS[1], ARGV[1]))) do
-  local other = p.node .. '|' .. p.incarnation
-  if redis.call('ZSCORE', P .. 'live', other) then found[#found + 1] = p end
+  if is_live(p) then found[#found + 1] = p end
 end
 return write(found)
 """
@@ -285,18 +342,7 @@ return write(found)
 _TELL = """
 local spare, most = ARGV[1], ARGV[2]
 find_epoch(spare)
-for i = 3, #ARGV do
-  local number = redis.call('HINCRBY', P .. 'events:at', 'number', 1)
-  local added = redis.pcall('XADD', P .. 'events', 'MAXLEN', '~', most,
-    string.format('%.0f-1', number), 'event', ARGV[i])
-  if type(added) == 'table' and added.err then
-    -- Its last number is higher: the count was lost, and not the stream.
-    restart(spare)
-    find_epoch(spare)
-    redis.call('HSET', P .. 'events:at', 'number', 1)
-    redis.call('XADD', P .. 'events', '1-1', 'event', ARGV[i])
-  end
-end
+for i = 3, #ARGV do announce(spare, most, ARGV[i]) end
 return 1
 """
 
@@ -343,6 +389,8 @@ def whole(name: str, *, lease: float, most_places: int, shards: int) -> str:
     numbers = {
         "LEASE": int(lease * 1000),
         "MOST_PLACES": most_places,
+        "MOST_DIED": MOST_DIED,
+        "DIED_JUST_NOW": int(DIED_JUST_NOW * 1000),
         "MOST_BYTES": _MOST_BYTES,
         "LONGEST_ENTRY": _LONGEST_ENTRY,
         "LONGEST_MESSAGE": _LONGEST_MESSAGE,

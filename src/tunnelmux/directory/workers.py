@@ -13,7 +13,7 @@ import trio
 
 from tunnelmux.directory.directory import Directory
 from tunnelmux.directory.local import PlaceBook
-from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place
+from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place, Swept
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
 
 __all__ = ["DirectoryDesk", "ExpectedDevices", "WorkersDirectory"]
@@ -59,7 +59,7 @@ class _Republish(msgspec.Struct, frozen=True, tag="republish"):
 
 
 class _Sweep(msgspec.Struct, frozen=True, tag="sweep"):
-    pass
+    lost: str
 
 
 class _Leave(msgspec.Struct, frozen=True, tag="leave"):
@@ -109,13 +109,21 @@ class WorkersDirectory(Directory):
         with trio.move_on_after(seconds):
             await self._news()
 
-    async def republish(self, held: Sequence[Held]) -> None:
+    async def republish(
+        self, held: Sequence[Held], missed: Callable[[Sequence[str]], None] = lambda _devices: None
+    ) -> None:
         for start in range(0, len(held), _BATCH):
-            await self._ask(_Republish(list(held[start : start + _BATCH]), is_all=False))
+            batch = list(held[start : start + _BATCH])
+            try:
+                answer = await self._ask(_Republish(batch, is_all=False))
+            except DirectoryAway:
+                missed([one.device for one in batch])
+                raise
+            missed(msgspec.msgpack.decode(answer, type=list[str]))
         await self._ask(_Republish([], is_all=True))
 
-    async def sweep(self) -> int:
-        return msgspec.msgpack.decode(await self._ask(_Sweep()), type=int)
+    async def sweep(self, lost: str = "") -> Swept:
+        return msgspec.msgpack.decode(await self._ask(_Sweep(lost)), type=Swept)
 
     async def leave(self) -> None:
         await self._ask(_Leave())
@@ -217,13 +225,12 @@ class DirectoryDesk:
             case _Beat(me, heard):
                 return book.beat(me, heard)
             case _Republish(held, is_all):
-                for one in held:
-                    book.claim(node, start, one, is_new=False)
+                missed = book.republish(node, start, held)
                 if is_all:
                     book.complete(node, start)
-                return None
-            case _Sweep():
-                return book.sweep()
+                return missed
+            case _Sweep(lost):
+                return book.sweep(lost)
             case _Leave():
                 book.leave(node, start)
                 return None

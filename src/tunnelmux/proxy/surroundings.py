@@ -149,7 +149,7 @@ def surroundings_of(
         from tunnelmux.proxy.cluster.store import ClusterStore
 
         all_events = ClusterEvents(internal.event_history)
-        events = EventLog(internal.event_history, on_record=all_events.record)
+        events = EventLog(internal.event_history, on_record=all_events.told.record)
         store = ClusterStore(expire_after=expire_after, events=events)
         node = RedisNode(node_name(config), config.cluster, config, store, all_events)
         return Surroundings(

@@ -8,7 +8,7 @@ A session here is one agent's live connection; the yamux session inside it is
 
 from __future__ import annotations
 
-from tunnelmux.sessions.events import EventLog, SessionEvent, numbered_event
+from tunnelmux.sessions.events import EventLog, SessionEvent, numbered_event, session_event
 from tunnelmux.sessions.handle import CLOSED_BY_CALL, LocalHandle, OwnHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
@@ -37,5 +37,6 @@ __all__ = [
     "SessionSummary",
     "VisitSummary",
     "numbered_event",
+    "session_event",
     "shorten_token",
 ]

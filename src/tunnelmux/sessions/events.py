@@ -15,7 +15,7 @@ from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.sessions.summary import SessionSummary, shorten_token
 
-__all__ = ["EventLog", "SessionEvent", "numbered_event"]
+__all__ = ["EventLog", "SessionEvent", "numbered_event", "session_event"]
 
 EventType = Literal["connected", "replaced", "lost"]
 
@@ -37,6 +37,23 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     reason: str = ""
     proxy_node_id: str = ""
     """The node where it happened, if the proxy is one of several."""
+
+
+def session_event(
+    number: int, kind: EventType, time: datetime, summary: SessionSummary, reason: str = ""
+) -> SessionEvent:
+    """The event of this session."""
+    return SessionEvent(
+        seq=number,
+        type=kind,
+        time=time,
+        token_prefix=shorten_token(summary.token),
+        device_id=summary.device_id,
+        user_id=summary.user_id,
+        remote_addr=summary.remote_addr,
+        reason=reason,
+        proxy_node_id=summary.proxy_node_id,
+    )
 
 
 def numbered_event(number: int, text: str | bytes) -> SessionEvent | None:
@@ -74,17 +91,7 @@ class EventLog:
 
     def record(self, kind: EventType, summary: SessionSummary, reason: str = "") -> None:
         """Add an event and wake the tasks that wait for one; `on_record` is told of it."""
-        event = SessionEvent(
-            seq=self.last_seq + 1,
-            type=kind,
-            time=self._clock(),
-            token_prefix=shorten_token(summary.token),
-            device_id=summary.device_id,
-            user_id=summary.user_id,
-            remote_addr=summary.remote_addr,
-            reason=reason,
-            proxy_node_id=summary.proxy_node_id,
-        )
+        event = session_event(self.last_seq + 1, kind, self._clock(), summary, reason)
         self.add(event)
         self._on_record(event)
 

@@ -22,7 +22,7 @@ from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.doors import HopDoors
-from tunnelmux.proxy.cluster.events import ClusterEvents
+from tunnelmux.proxy.cluster.events import ClusterEvents, ToldWhenFound, lost_event
 from tunnelmux.proxy.cluster.hops import Hops
 from tunnelmux.proxy.cluster.identity import NodeIdentity
 from tunnelmux.proxy.cluster.server import HopServer
@@ -62,6 +62,7 @@ class ClusterNode(abc.ABC):
         self.domain = (config.cluster.failure_domain or "") if config.cluster is not None else ""
         """Its failure domain; empty where that is not known."""
         self._most_sessions = config.limits.ingress.max_device_sessions
+        self._event_history = config.limits.internal.event_history
         self._store = store
         self._http_limits = config.limits.ingress
         session = config.limits.session
@@ -75,6 +76,7 @@ class ClusterNode(abc.ABC):
         self.server = HopServer(self._limits, self._http_limits)
         self.doors: HopDoors | None = None
         """Lets nodes of other machines in, if there can be any."""
+        self._told: ToldWhenFound | None = None
         self._running = trio.CancelScope()
 
     def nodes_told(self) -> list[AgentNode]:
@@ -139,7 +141,7 @@ class ClusterNode(abc.ABC):
     ) -> NoReturn:
         """Be *me* in that directory; *dial* connects to another node, or raises ConnectError."""
         async with trio.open_nursery() as nursery:
-            membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
+            membership = self._member(directory, me, nursery)
             self.membership = self.server.membership = self._store.membership = membership
             self.server.pump = self.pump
             self.server.lookup = self._store.lookup
@@ -153,6 +155,17 @@ class ClusterNode(abc.ABC):
                 await trio.sleep(_TIDY)
                 hops.tidy()
         raise AssertionError  # the loop above does not end
+
+    def _member(
+        self, directory: Directory, me: Node, nursery: trio.Nursery
+    ) -> Membership[OwnHandle]:
+        supersede = partial(self._supersede, nursery)
+        if self._told is None:
+            return Membership(directory, me, supersede)
+        told = self._told
+        members = Membership(directory, me, supersede, on_missed=told.still_here, lost=lost_event)
+        told.follow(members)
+        return members
 
     async def _be_member(
         self,
@@ -181,7 +194,7 @@ class RedisNode(ClusterNode):
         events: ClusterEvents,
     ) -> None:
         super().__init__(name, config, store)
-        self._events = events
+        self._stream, self._told = events.stream, events.told
         self._settings = settings
         self._redis_url = settings.read_redis()
         self._identity = NodeIdentity.made_for(self.name)
@@ -213,8 +226,12 @@ class RedisNode(ClusterNode):
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
         async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
             directory = RedisDirectory(
-                redis, self.name, incarnation, most_places=self._most_sessions
+                redis,
+                self.name,
+                incarnation,
+                most_places=self._most_sessions,
+                event_history=self._event_history,
             )
-            await nursery.start(self._events.stream.run, redis)
+            await nursery.start(self._stream.run, redis)
             await self.be_node(me, directory, self._doors.dial, task_status)
         raise AssertionError  # it is a node until it is cancelled

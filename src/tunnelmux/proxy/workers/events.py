@@ -50,6 +50,13 @@ class SharedEvents:
         """How many devices have their session there."""
         return self._counts[worker]
 
+    def session_of(self, device: str) -> SessionEvent | None:
+        """The event that the device has a session at one of the workers, if it has one."""
+        _, event = self._live.get(device, ("", None))
+        if event is None:
+            return None
+        return msgspec.structs.replace(event, type="connected", time=utc_now(), reason="")
+
     def take(self, worker: str, told: bytes) -> SessionEvent | None:
         """A worker's event, for `number`. None if the event is outdated, because the device has a
         newer session at another worker."""

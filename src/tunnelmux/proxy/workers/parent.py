@@ -146,7 +146,9 @@ class WorkersParent:
             from tunnelmux.proxy.workers.shared_node import SharedNode
 
             stream = EventStream(history, self._restart_events, self._take_event)
-            self._node = SharedNode(node, cluster, self._book, stream, max_device_sessions)
+            self._node = SharedNode(
+                node, cluster, self._book, stream, max_device_sessions, self._tell_of_session
+            )
         self._bound: dict[Address, Bound] = {}
         self._binding = trio.Lock()
         self._events = SharedEvents(history)
@@ -565,7 +567,12 @@ class WorkersParent:
             self._tell_events([self._events.number(event) for event in events])
             return
         for event in events:
-            self._node.stream.publish(msgspec.json.encode(event).decode())
+            self._node.told.record(event)
+
+    def _tell_of_session(self, device: str) -> None:
+        event = self._events.session_of(device)
+        if event is not None:
+            self._pass_on([event])
 
     def _take_event(self, number: int, text: str) -> None:
         event = self._events.keep(number, text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -19,6 +20,7 @@ from tunnelmux.directory.membership import Membership
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.events import ToldWhenFound, lost_event
 from tunnelmux.proxy.cluster.identity import NodeIdentity
 
 __all__ = ["SharedNode"]
@@ -36,7 +38,8 @@ class _Held:
 
 class SharedNode:
     """Keeps what the workers' book says of this machine's devices in the cluster's directory, where
-    a device has at most *most_places*, and tells the workers of the other nodes. Raises
+    a device has at most *most_places*, and tells the workers of the other nodes. *on_missed* is
+    called with a device that the others may have been told lost, though it is here. Raises
     InvalidSetting where the file with the URL of Redis cannot be used."""
 
     def __init__(
@@ -46,12 +49,14 @@ class SharedNode:
         book: PlaceBook,
         stream: EventStream,
         most_places: int,
+        on_missed: Callable[[str], None],
     ) -> None:
         self.name = name
         self.identity = NodeIdentity.made_for(name)
         """The key that all workers use."""
-        self.stream = stream
-        """The events of all nodes; it runs with this."""
+        self.told = ToldWhenFound(stream)
+        """Tells all nodes of events of this one; its stream runs with this."""
+        self._on_missed = on_missed
         self._settings = settings
         self._most_places = most_places
         self._redis_url = settings.read_redis()
@@ -77,9 +82,22 @@ class SharedNode:
         )
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
         async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
-            await nursery.start(self.stream.run, redis)
-            directory = RedisDirectory(redis, self.name, incarnation, most_places=self._most_places)
-            membership = Membership[_Held](directory, me, self._superseded)
+            await nursery.start(self.told.stream.run, redis)
+            directory = RedisDirectory(
+                redis,
+                self.name,
+                incarnation,
+                most_places=self._most_places,
+                event_history=self.told.stream.history,
+            )
+            membership = Membership[_Held](
+                directory,
+                me,
+                self._superseded,
+                on_missed=lambda held: self._on_missed(held.device),
+                lost=lost_event,
+            )
+            self.told.follow(membership)
             with self._running:
                 await self._be_member(membership, task_status)
 
