@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 from support.carried import tls_contexts
+from support.key_updates import KeyUpdates
 from support.streams import socket_pair, tls_pair
 from tunnelmux.pump.data_pump import lend_socket, open_pump
 from tunnelmux.pump.pump_socket import PumpSocket
@@ -166,8 +169,82 @@ class Chatty:
         self.outgoing.write(bytes(4_096))
         raise ssl.SSLWantReadError
 
+    def version(self) -> str:
+        return "TLSv1.3"
+
     def unwrap(self) -> None:
         raise ssl.SSLWantReadError
+
+
+@asynccontextmanager
+async def asking(folder: Path) -> AsyncIterator[tuple[PumpSocket, trio.SocketStream, KeyUpdates]]:
+    """A socket under TLS in our hands, its peer's bare socket, and what that may send."""
+    server, client = tls_contexts()
+    client.keylog_filename = str(folder / "keys")
+    far, near = await tls_pair(server, client)
+    lent = lend_socket(near)
+    assert lent is not None and isinstance(far.transport_stream, trio.SocketStream)
+    try:
+        yield PumpSocket(lent.socket, lent.tls), far.transport_stream, KeyUpdates(folder / "keys")
+    finally:
+        lent.socket.close()
+        await trio.aclose_forcefully(far)
+
+
+async def sent(peer: trio.SocketStream, ours: PumpSocket, data: bytes) -> bytes:
+    """What is read while the peer sends this."""
+    out = b""
+    with trio.fail_after(20):
+        for at in range(0, len(data), 20_000):
+            await peer.send_all(data[at : at + 20_000])
+            await trio.lowlevel.wait_readable(ours.fileno())
+            while (some := ours.receive(500)) is not None:
+                out += some
+    return out
+
+
+async def test_a_peer_that_renews_its_keys_without_end_is_read_no_more(tmp_path: Path) -> None:
+    """Each KeyUpdate costs more than to send it. Nothing else was moved while they came."""
+    async with asking(tmp_path) as (ours, peer, updates):
+        with pytest.raises(ssl.SSLError, match="without data"):
+            await sent(peer, ours, updates.ask(1_500))  # 40 kB
+        await peer.send_all(updates.ask(1) + updates.data(b"more"))
+        with pytest.raises(ssl.SSLError, match="without data"):
+            ours.receive(100)
+
+
+async def test_little_data_between_them_is_no_way_round(tmp_path: Path) -> None:
+    async with asking(tmp_path) as (ours, peer, updates):
+        flood = b"".join(updates.ask(1) + updates.data(b"1") for _ in range(1_500))
+        with pytest.raises(ssl.SSLError, match="without data"):
+            await sent(peer, ours, flood)
+
+
+@pytest.mark.slow
+async def test_a_peer_may_renew_its_keys_now_and_then(tmp_path: Path) -> None:
+    async with asking(tmp_path) as (ours, peer, updates):
+        data = bytes(1_000)
+        flood = b"".join(updates.ask(1) + updates.data(data) for _ in range(1_500))
+        assert await sent(peer, ours, flood) == 1_500 * data
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_records_of_one_byte_are_read_without_end(version: ssl.TLSVersion) -> None:
+    """Of the older version those with the most around the data: CBC, its MAC and padding."""
+    server, client = tls_contexts()
+    client.maximum_version = version
+    client.set_ciphers("ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384")
+    far, near = await tls_pair(server, client)
+    lent = lend_socket(near)
+    assert lent is not None
+    ours, got = PumpSocket(lent.socket, lent.tls), b""
+    with lent.socket, trio.fail_after(20):
+        for _ in range(2_000):
+            await far.send_all(b"1")
+            await trio.lowlevel.wait_readable(ours.fileno())
+            got += ours.receive(500) or b""
+        assert got == 2_000 * b"1"
+    await trio.aclose_forcefully(far)
 
 
 @pytest.mark.slow

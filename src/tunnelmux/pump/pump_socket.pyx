@@ -35,9 +35,21 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     PORTION = 32768  # bytes encrypted at once: for a slow peer they stay in memory
     ANSWERS = 16384  # bytes that TLS may have for the peer before nothing more is read from it
+    PIECE = RECORD + 512  # bytes of records that TLS gets at first: without data they cost much more
+    WITHOUT_DATA = 2 * RECORD  # bytes of records that bring no data before the peer is read no more
+    HANDSHAKE = 16 * RECORD  # the same before the handshake is done: chains of certificates are long
+    AROUND = 22  # bytes of a record of TLS 1.3 beside its data (RFC 8446 section 5.2)
+    AROUND_OLD = 96  # of older versions at most, with an empty record before it
 
 # Holds records between the kernel and the TLS library, which copies them before it returns.
 cdef uint8_t records[CIPHER]
+
+
+cdef Py_ssize_t bytes_around(object version) except -1:
+    """How much of a record is not its data, in this version of TLS; 0 before the handshake is done."""
+    if version is None:
+        return 0
+    return AROUND if version == "TLSv1.3" else AROUND_OLD
 
 
 @cython.final
@@ -54,6 +66,7 @@ cdef class PumpSocket:
         self.portion = PORTION
         if tls is not None:
             self.tls, self.incoming, self.outgoing = tls
+            self.around = bytes_around(self.tls.version())
 
     def fileno(self):
         return self.socket.fileno()
@@ -172,16 +185,14 @@ cdef class PumpSocket:
         if self.outgoing.pending > ANSWERS and not self.flush():
             self.held = True  # the peer makes TLS answer, and does not read the answers
             return NOTHING
-        while True:
-            if self.incoming.pending or self.tls.pending():
-                filled = self.decrypt(data, room)
-            if filled or self.garbled or self.closed:
-                break
+        if not self.garbled and (self.incoming.pending or self.tls.pending()):
+            filled = self.decrypt(data, room)
+        while not (filled or self.garbled or self.closed):
             # No more than the caller takes plus one record: the library's own buffer never shrinks.
             n = self.receive_plain(records, min(CIPHER, room + RECORD))
             if n <= 0:
                 break
-            self.incoming.write(PyMemoryView_FromMemory(<char *>records, n, PyBUF_READ))
+            filled = self.take_records(n, data, room)
         if self.outgoing.pending:
             self.flush()
         if filled:
@@ -195,10 +206,21 @@ cdef class PumpSocket:
             return 0
         return BROKEN if self.garbled else n
 
+    cdef Py_ssize_t take_records(self, Py_ssize_t size, uint8_t *data, Py_ssize_t room) except -3:
+        """Give TLS the first *size* bytes of `records`, and decrypt as many as fit."""
+        cdef Py_ssize_t filled = 0, at = 0, part
+        while at < size and not self.garbled:
+            part = min(size - at, 4 * PIECE if filled else PIECE)
+            self.incoming.write(PyMemoryView_FromMemory(<char *>records + at, part, PyBUF_READ))
+            at += part
+            if filled < room and not self.closed:
+                filled += self.decrypt(data + filled, room - filled)
+        return filled
+
     cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3:
         """Decrypt the complete records, as many as fit; this also does the handshake."""
         cdef object view = PyMemoryView_FromMemory(<char *>data, room, PyBUF_WRITE)
-        cdef Py_ssize_t filled = 0, n
+        cdef Py_ssize_t filled = 0, reads = 0, before = self.incoming.pending, n
         try:
             while filled < room:
                 n = self.tls.read(room - filled, view[filled:])
@@ -206,6 +228,7 @@ cdef class PumpSocket:
                     self.closed = True
                     break
                 filled += n
+                reads += 1
                 if not self.incoming.pending and not self.tls.pending():
                     break  # no bytes, no record: an exception that says so would cost as much
         except ssl.SSLWantReadError:
@@ -216,7 +239,27 @@ cdef class PumpSocket:
             self.garbled = True  # nothing behind it can be decrypted; an alert tells the peer
             if self.error is None:
                 self.error = error
+        self.weigh(before - self.incoming.pending, filled, reads)
         return filled
+
+    cdef int weigh(self, Py_ssize_t taken, Py_ssize_t filled, Py_ssize_t reads) except -1:
+        """Count what of *taken* bytes of records was no data: a KeyUpdate costs as much as 50 KB of
+        data, so a peer that sends many of them would keep all others waiting."""
+        cdef Py_ssize_t most = WITHOUT_DATA
+        if self.around:
+            # Data makes up for a part of it: some peers fill their records up.
+            self.without_data += taken - filled - filled // 8 - reads * self.around
+            self.without_data = max(self.without_data, 0)
+        else:
+            most = HANDSHAKE
+            self.without_data += taken
+            self.around = bytes_around(self.tls.version())
+            if self.around:
+                self.without_data = 0
+        if self.without_data > most and self.error is None:
+            self.garbled = True
+            self.error = ssl.SSLError("the peer sent records of TLS without data, without end")
+        return 0
 
     # -- writing ----------------------------------------------------------------------------------
 
