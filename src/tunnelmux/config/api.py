@@ -176,12 +176,6 @@ class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     client_auth: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
     """How the secret is sent, where there is one."""
 
-    service_client_id: str | None = None
-    """Kept for a later client-credentials grant; nothing uses it yet."""
-
-    service_client_secret_file: Path | None = None
-    """Kept for a later client-credentials grant; nothing uses it yet."""
-
     algorithms: list[str] = msgspec.field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
     """Signature algorithms of tokens that are accepted."""
 

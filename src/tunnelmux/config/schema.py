@@ -119,7 +119,8 @@ def _entry(kind: msgspec.inspect.Type, field: msgspec.inspect.Field) -> Setting 
         if isinstance(kind.item_type, msgspec.inspect.StructType):
             return _table(kind.item_type, is_list=True)
         assert isinstance(kind.item_type, msgspec.inspect.StrType)
-        return Setting("texts", default=[])
+        made = field.default_factory
+        return Setting("texts", default=[] if made is msgspec.NODEFAULT else made())
     default = None if field.default is msgspec.NODEFAULT else field.default
     if isinstance(kind, msgspec.inspect.CustomType):
         return Setting(_CUSTOM_KINDS[kind.cls], default=default)
