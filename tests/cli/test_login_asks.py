@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from tunnelmux.cli import sign_in
 from tunnelmux.cli.fleet.api_client import ApiClient
 from tunnelmux.cli.fleet.errors import FleetError
+from tunnelmux.cli.fleet.model import Account
 
 
 class Server:
@@ -77,3 +78,19 @@ def test_its_last_token_goes_to_its_own_server_only(
     CliRunner().invoke(sign_in.login, [server, "--no-browser"])
     (said,) = asked
     assert said.get("earlier") == ("tma_earlier" if shown else None)
+
+
+def test_a_person_whose_provider_tells_no_name_reads_a_whole_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def confirmed(*_: object) -> Account:
+        account = Account(server="https://a.example", way="api", tenant="default", role="owner")
+        await trio.lowlevel.checkpoint()
+        return account
+
+    monkeypatch.setattr(sign_in, "_login", confirmed)
+    env = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": ""}
+    result = CliRunner().invoke(sign_in.login, ["https://a.example"], env=env)
+    assert result.stdout.startswith("You are signed in, owner of default, at https://a.example."), (
+        result.output
+    )

@@ -87,8 +87,8 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     is_same = before is not None and before.server == client.server
     earlier = before.token if before is not None and is_same else None
     account = run_interruptible(_login, client, file, no_browser, earlier)
-    name = account.email or account.name
-    click.echo(f"You are {name}, {account.role} of {account.tenant}, at {account.server}.")
+    who = account.email or account.name or "signed in"  # a provider may tell neither
+    click.echo(f"You are {who}, {account.role} of {account.tenant}, at {account.server}.")
     click.echo("Next: tunnelmux ls")
 
 
