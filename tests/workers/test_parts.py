@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,6 +58,26 @@ class End:
         self.news.set()
 
 
+@contextmanager
+def few_files(*, left: int) -> Iterator[None]:
+    """This process may open so many files, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(file.name) for file in Path("/proc/self/fd").iterdir()) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(left):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 async def test_a_call_is_answered_with_descriptors() -> None:
     ours, theirs = socket.socketpair()
     async with trio.open_nursery() as nursery:
@@ -99,6 +121,31 @@ async def test_what_is_told_comes_in_order_and_whole() -> None:
         for _, _, descriptors in heard.told:
             assert len(descriptors) == 1
             os.close(descriptors[0])
+        nursery.cancel_scope.cancel()
+
+
+async def test_descriptors_that_do_not_fit_in_cost_their_message_only() -> None:
+    """The worker that was told ended, with all its sessions, or took the next visitor for this."""
+    ours, theirs = socket.socketpair()
+    heard = End()
+    async with trio.open_nursery() as nursery:
+        link, other = Link(ours, End()), Link(theirs, heard)
+        pipes = [os.pipe() for _ in range(3)]
+        link.tell("two", b"", [reading for reading, _ in pipes[:2]])
+        link.tell("one", b"", [pipes[2][0]])
+        nursery.start_soon(link.run)
+        await trio.testing.wait_all_tasks_blocked()  # both are on their way, and closed here
+        with few_files(left=1):
+            nursery.start_soon(other.run)
+            with trio.fail_after(30):
+                await heard.news.wait()
+        [(what, _, [descriptor])] = heard.told
+        assert what == "one"
+        os.write(pipes[2][1], b"its own")
+        assert os.read(descriptor, 100) == b"its own"
+        os.close(descriptor)
+        for _, writing in pipes:
+            os.close(writing)
         nursery.cancel_scope.cancel()
 
 

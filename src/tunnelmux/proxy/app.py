@@ -25,6 +25,7 @@ from tunnelmux.proxy.access.follower import AccessFollower
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.rules import check_identity_fields
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
+from tunnelmux.proxy.descriptors import within_descriptors
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.arrivals import Arrivals
@@ -37,6 +38,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.proxy.visitors.carrier import import_carriers
 from tunnelmux.proxy.visitors.certificates import IngressCertificates
 from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
@@ -149,8 +151,7 @@ class RunningProxy:
         self._tcp.tracing = self._tracing
         self._presence = self._around.presence_in(config.tunnel.state_dir or state_dir, config)
         self._agent_server: AgentServer | None = None
-        self._set_admission(config)
-        self._set_ingress(config)
+        self._set_doors(config)
         self._reloading = trio.Lock()
         self._drain_wanted = trio.Event()
         self._grace = trio.CancelScope()
@@ -204,10 +205,9 @@ class RunningProxy:
             tunnel = _tunnel_settings(config)
             audit = _audit_log(config)
             self._check_agents(config)
-            self._set_ingress(config)
+            self._set_doors(config)
             self.dispatcher.audit.take_over(audit)
             self._tunnel.settings = tunnel
-            self._set_admission(config)
             self.config = config
             cut = self._gate.cut_unadmitted(self.visits)
             cut += cut_unlisted(self.visits, config.ingress.tcp)
@@ -298,6 +298,7 @@ class RunningProxy:
                     direct.start_soon(tell_long_visits, self.visits)
                     direct.start_soon(self._certificates.run)
                     if (pump := self._tunnel.pump) is not None:
+                        import_carriers()
                         direct.start_soon(self._http.run_direct, pump)
                     problems = await self._accept_visitors(announce, task_status)
                     if not problems:
@@ -480,6 +481,13 @@ class RunningProxy:
         http, bound = self.config.ingress.http, self.http_address
         if self._access is not None and http is not None and bound is not None:
             self._access.grants.say_where(http.url_of(bound.port))
+
+    def _set_doors(self, config: ProxyConfig) -> None:
+        """Serve all who come as this configuration says. Raises ConfigError, with nothing
+        changed."""
+        fitting = within_descriptors(config)
+        self._set_ingress(fitting)
+        self._set_admission(fitting)
 
     def _set_admission(self, config: ProxyConfig) -> None:
         limits = config.limits.ingress

@@ -53,6 +53,7 @@ __all__ = [
     "Carrier",
     "PumpRoutes",
     "carry",
+    "import_carriers",
     "sender_of",
     "without_fields",
 ]
@@ -418,6 +419,14 @@ class Carrier:
         }
         _log.info("request", **what)
         self._visit.feed.tell("http", what)
+
+
+def import_carriers() -> None:
+    """Import what moves a visitor's bytes, which the first visitor would import: where descriptors
+    have run out by then it cannot be."""
+    from tunnelmux.pump import http_relay, legs, passing, relay, sockets
+
+    del http_relay, legs, passing, relay, sockets
 
 
 def carry(

@@ -21,7 +21,7 @@ from typing import Protocol
 import trio
 
 from tunnelmux.errors import ConfigError, TunnelmuxError
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = ["Link", "LinkLost", "LinkOwner", "Reply", "close_all"]
 
@@ -31,6 +31,8 @@ _HEADER = struct.Struct("<IBBHI")
 # Bytes of the body, kind, descriptors, bytes of the name, number of the call.
 
 _CALL, _ANSWER, _PROBLEM, _TELL = range(4)
+
+_FIX = "raise LimitNOFILE (ulimit -n)"
 
 _READ_SIZE = 65_536
 
@@ -80,8 +82,9 @@ class Link:
         self._waiting_bytes = 0
         self._work = trio.Event()
         self._sent = trio.Event()
-        self._descriptors: deque[int] = deque()
+        self._descriptors: deque[list[int]] = deque()  # those of each message that had some
         self._is_lost = False
+        self._missing = RepeatedLines("descriptors lost")
 
     async def run(self) -> None:
         """Carry messages until the other end is gone."""
@@ -166,7 +169,7 @@ class Link:
         data = bytearray()
         while True:
             try:
-                more, passed, _, _ = await self._socket.recvmsg(
+                more, passed, flags, _ = await self._socket.recvmsg(
                     _READ_SIZE, space, socket.MSG_CMSG_CLOEXEC
                 )
             except ConnectionResetError:
@@ -175,9 +178,13 @@ class Link:
                 return
             if not more:
                 return
+            came: list[int] = []
             for level, kind, rights in passed:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors.extend(array.array("i", rights[: len(rights) // 4 * 4]))
+                    came.extend(array.array("i", rights[: len(rights) // 4 * 4]))
+            # The system ends a read behind the message whose descriptors it brings.
+            if came or flags & socket.MSG_CTRUNC:
+                self._descriptors.append(came)
             data += more
             self._take_messages(data, nursery)
 
@@ -192,9 +199,21 @@ class Link:
                 break
             what = data[start + _HEADER.size : body].decode("ascii")
             start = body + size
-            passed = [self._descriptors.popleft() for _ in range(descriptors)]
-            self._take(kind, what, number, bytes(data[body:start]), passed, nursery)
+            passed = self._descriptors.popleft() if descriptors else []
+            if len(passed) == descriptors:
+                self._take(kind, what, number, bytes(data[body:start]), passed, nursery)
+            else:
+                close_all(passed)
+                self._miss(kind, what, number, descriptors - len(passed))
         del data[:start]
+
+    def _miss(self, kind: int, what: str, number: int, count: int) -> None:
+        """Leave out a message some of whose descriptors the system closed: no more fit in."""
+        if self._missing.may_write(what):
+            _log.warning("descriptors lost", what=what, count=count, fix=_FIX)
+        if kind == _ANSWER and (waiting := self._calls.get(number)) is not None:
+            waiting.problem = ConfigError(f"this process may open no more files: {_FIX}")
+            waiting.answered.set()
 
     def _take(
         self,
@@ -239,7 +258,8 @@ class Link:
         for _, descriptors in self._waiting:
             close_all(descriptors)
         self._waiting.clear()
-        close_all(self._descriptors)
+        for passed in self._descriptors:
+            close_all(passed)
         self._descriptors.clear()
 
 
@@ -259,7 +279,7 @@ class _Waiting:
         return self.reply
 
 
-def close_all(descriptors: Sequence[int] | deque[int]) -> None:
+def close_all(descriptors: Sequence[int]) -> None:
     """Close them."""
     for descriptor in descriptors:
         os.close(descriptor)
