@@ -105,7 +105,9 @@ class Stage:
         self.changes = changes
         self.person = PersonConnection(gateway, "192.0.2.7")
         login = Login("root", "cam1", None)
-        proof: Any = SimpleNamespace(person=self.authority.access_now.person, login=login)
+        proof: Any = SimpleNamespace(
+            person=self.authority.access_now.person, login=login, device=None
+        )
         self.person._proof = proof
         gateway.connections.add(self.person)
 

@@ -1,14 +1,16 @@
-"""A peer that asks and does not read, or asks for more than is answered, fills no memory, and one
-that takes its data byte by byte takes no processor."""
+"""A peer that asks and does not read, or asks for more than is answered, fills no memory. One that
+takes its data byte by byte takes no processor, and floods of one peer take little of others' time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import statistics
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncssh
 import pytest
@@ -16,6 +18,7 @@ from asyncssh.packet import Boolean, SSHPacket, String, UInt32
 
 from support.hostile_ssh import GLOBAL_REQUEST, IGNORE, OPEN, OPENED, HostileClient
 from tunnelmux.ssh.back_pressure import BackPressure
+from tunnelmux.ssh.turns import Turns
 
 MOST_UNSENT = 32_768
 
@@ -174,21 +177,37 @@ def test_requests_in_heaps_wait_in_the_socket_and_are_all_answered() -> None:
 
 
 class Costly:
-    """Stands for asyncssh's connection and its transport: each packet takes 5 microseconds."""
+    """Stands for asyncssh's connection and its transport: each packet takes 20 microseconds."""
 
-    def __init__(self, packet: int) -> None:
-        self.packet = packet
+    _send_pktsize = 32_768
+
+    def __init__(self) -> None:
         self.now = 0.0
+        self.calls: list[Callable[[], None]] = []
         self.max_size = 262_144
-        self.turns: list[float] = []
+        self.is_reading = True
         self._transport = self
         self._channels: dict[int, Any] = {}
-        self._global_request_queue = self._deferred_packets = self._inpbuf = b""
-        self._max_recv_pktlen = 1
+        self._global_request_queue = self._deferred_packets = b""
+        self._inpbuf = self._packet = b""
+        self._pktlen, self._recv_blocksize, self._recv_macsize = 0, 16, 16
+        self._recv_handler = self._finish_recv_packet
+        self.turns = Turns(self.calls.append, clock=lambda: self.now)
+        BackPressure(self, Any, MOST_UNSENT, turns=self.turns)  # type: ignore[arg-type]
 
-    def data_received(self, data: bytes, _datatype: object) -> None:
-        self.turns.append(len(data) / self.packet * 5e-6)
-        self.now += self.turns[-1]
+    def _finish_recv_packet(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def data_received(self, data: bytes, _datatype: object = None) -> None:
+        """Packets as those of AES-GCM: their length, that many bytes, and 16 more."""
+        self._inpbuf += data
+        while len(self._inpbuf) >= (4 + self._pktlen if self._packet else 16):
+            if not self._packet:
+                self._packet, self._inpbuf = self._inpbuf[:16], self._inpbuf[16:]
+                self._pktlen = int.from_bytes(self._packet[:4], "big")
+            else:
+                self._inpbuf, self._packet = self._inpbuf[4 + self._pktlen :], b""
+                self.now += 20e-6
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -196,14 +215,112 @@ class Costly:
     def is_closing(self) -> bool:
         return False
 
+    def pause_reading(self) -> None:
+        self.is_reading = False
 
-@pytest.mark.parametrize("packet", [16, 256, 32_768])
-def test_a_flood_of_small_packets_takes_little_of_each_turn(packet: int) -> None:
-    """All others wait during a turn: visitors of the device, and other commands."""
-    flooded: Any = Costly(packet)
-    BackPressure(flooded, None, MOST_UNSENT, clock=lambda: flooded.now)  # type: ignore[arg-type]
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def turn(self) -> float:
+        """What one turn of the loop takes, whose calls are made."""
+        before, calls = self.now, self.calls[:]
+        del self.calls[:]
+        for call in calls:
+            call()
+        return self.now - before
+
+
+def packets(length: int, count: int) -> bytes:
+    return (length.to_bytes(4, "big") + bytes(16 + length)) * count
+
+
+@pytest.mark.parametrize("length", [16, 48, 240, 1000, 32_768])
+def test_a_flood_of_packets_takes_little_of_each_turn(length: int) -> None:
+    """All others wait during a turn: other people, visitors of the device, other commands."""
+    flooded, flood = Costly(), packets(length, 65_536 // length)
+    began = flooded.now
+    flooded.data_received(flood)
+    longest = flooded.now - began
+    while flooded.calls:
+        longest = max(longest, flooded.turn())
+    assert longest < 0.0006
+    assert flooded.now == pytest.approx(20e-6 * (65_536 // length))
+    assert flooded.is_reading
+
+
+def test_large_packets_first_make_no_turn_of_small_ones_longer() -> None:
+    flooded = Costly()
     for _ in range(20):
-        flooded.data_received(bytes(flooded.max_size), None)
-    assert flooded.turns[0] < 0.003  # when nothing is known of it yet
-    assert max(flooded.turns[1:]) < 0.0011
-    assert flooded.turns[-1] > 0.0004 or flooded.max_size == 65_536
+        flooded.data_received(packets(32_768, 2))
+        while flooded.calls:
+            flooded.turn()
+    before = flooded.now
+    flooded.data_received(packets(16, 1800))
+    assert flooded.now - before < 0.0006
+
+
+@pytest.mark.slow  # 20,000 packets
+@pytest.mark.parametrize("count", [1, 5])
+def test_floods_of_one_peer_take_turns(count: int) -> None:
+    """However many connections flood: others wait for one of them in a turn of the loop."""
+
+    class Busy(Server):
+        def connection_made(self, conn: Any) -> None:
+            self.transport = conn._transport
+            Busy.transports.append(self.transport)
+            BackPressure(conn, asyncio.get_event_loop(), MOST_UNSENT, "a peer", turns=turns)
+            self.transport.max_size = 400  # less than there is time for in a turn
+            process = conn.process_packet
+
+            def count_it(*about: Any) -> Any:
+                nonlocal seen
+                seen += 1
+                return process(*about)
+
+            conn.process_packet = count_it
+
+        transports: ClassVar[list[Any]] = []
+
+    async def attack() -> list[int]:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+        turns = Turns(loop.call_soon, clock=lambda: seen * 20e-6)
+        Server.decide = loop.create_future()
+        Server.decide.set_result(False)
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        async with (
+            asyncio.timeout(50),
+            await asyncssh.listen("127.0.0.1", 0, server_factory=Busy, server_host_keys=[key]) as s,
+        ):
+            clients = [HostileClient() for _ in range(count)]
+            for client in clients:
+                await client.connect(s.get_port())
+                await client.log_in()
+            before, taken = seen, []
+            for client in clients:
+                for _ in range(20_000 // count):
+                    client.send_packet(IGNORE, String(b""))
+            while seen < before + 20_000:
+                now = seen
+                await asyncio.sleep(0)
+                taken.append(seen - now)
+            for end in [*clients, *Busy.transports]:
+                end.abort()
+            return taken
+
+    turns: Any = None
+    seen = 0
+    taken = asyncio.run(attack())
+    cheap = 5000 + 50 * count  # what is not much yet: 0.1 s
+    # Now and then one that had nothing to say takes its turn with another.
+    assert statistics.median(filter(None, taken_once_much(taken, cheap))) < 20
+
+
+def taken_once_much(taken: list[int], cheap: int) -> list[int]:
+    """The packets of each turn, once so many were taken."""
+    total = 0
+    for number, each in enumerate(taken):
+        total += each
+        if total > cheap:
+            return taken[number + 1 :]
+    raise AssertionError("too few")

@@ -169,7 +169,7 @@ class Gateway:
         recording = Recording(path, about, rules.max_bytes, self._space, session.room, stopped)
         self._begin(recording, request, access)
         try:
-            await self.bridge.in_trio(self._recordings_of(access).begin, recorded)
+            await connection.lane.in_trio(self._recordings_of(access).begin, recorded)
         except (RegistryError, NoSuchRecord) as exc:
             await recording.close({"ended": format_time(datetime.now(UTC))})
             raise RecordingStopped("no recording can be listed now: try again") from exc
@@ -213,10 +213,12 @@ class Gateway:
             details["reason"] = session.end_reason
         if recording is not None:
             details["recording"] = recording.path.stem
-            self.bridge.start(self._end_recording(recording, access))
+            self.bridge.start(self._end_recording(connection, recording, access))
         self._over("ssh session over", "session", connection, access, details)
 
-    async def _end_recording(self, recording: Recording, access: Access) -> None:
+    async def _end_recording(
+        self, connection: PersonConnection, recording: Recording, access: Access
+    ) -> None:
         ended = datetime.now(UTC)
         await recording.close({"ended": format_time(ended)})
         end = RecordedEnd(
@@ -227,16 +229,16 @@ class Gateway:
         )
         recordings = self._recordings_of(access)
         try:
-            await self.bridge.in_trio(recordings.end, recording.path.stem, end)
+            await connection.lane.in_trio(recordings.end, recording.path.stem, end)
         except (RegistryError, NoSuchRecord) as exc:
             # The list shows it as still going on; its own .json file says how it ended.
             _log.error("not written down", what="recording", problem=str(exc))
 
-    async def ssh_rules_of(self, access: Access) -> SshRules:
+    async def ssh_rules_of(self, connection: PersonConnection, access: Access) -> SshRules:
         """The tenant's rules for SSH sessions; raises RecordingStopped."""
         program = Actor.program("tunnelmux-gateway")
         try:
-            return await self.bridge.in_trio(
+            return await connection.lane.in_trio(
                 self.registry.tenant(access.tenant_id, program).ssh.find
             )
         except RegistryError as exc:
@@ -292,7 +294,7 @@ class Gateway:
         details: dict[str, object],
     ) -> None:
         _log.info(event, person=access.person.name, device=access.device.label, **details)
-        self.bridge.spawn(self.authority.note, access, connection.address, what, details)
+        connection.lane.spawn(self.authority.note, access, connection.address, what, details)
 
     # -- in Trio --------------------------------------------------------------------------------
 

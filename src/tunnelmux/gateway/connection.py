@@ -19,6 +19,7 @@ from tunnelmux.gateway.certificates import Identity
 from tunnelmux.gateway.deadline import LEASE_OVER, Deadline
 from tunnelmux.gateway.devices import DeviceAway
 from tunnelmux.gateway.forwarding import Forward
+from tunnelmux.gateway.guest import Lane
 from tunnelmux.gateway.identity import Proof
 from tunnelmux.gateway.relay import Opened, PersonSession
 from tunnelmux.gateway.reverse import DeviceTunnel
@@ -34,6 +35,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
 from tunnelmux.ssh.back_pressure import BackPressure
 from tunnelmux.ssh.session_channel import new_session_channel
+from tunnelmux.transports.admission import source_of
 
 if TYPE_CHECKING:
     from tunnelmux.gateway.app import Gateway
@@ -90,6 +92,19 @@ class PersonConnection(asyncssh.SSHServer):
         assert self._proof.person is not None
         return self._proof.person
 
+    @property
+    def lane(self) -> Lane:
+        """For calls of the registry; only after the log-in."""
+        return self._bridge.lane(self._peer)
+
+    @property
+    def _peer(self) -> str:
+        """Whose turns its packets take: those of a person, or of a device."""
+        assert self._proof is not None
+        if self._proof.device is not None:
+            return self._proof.device.key.device_id
+        return self.person.user_id or self.person.lease_id
+
     # -- who ------------------------------------------------------------------------------------
 
     def connection_made(self, conn: Any) -> None:
@@ -105,7 +120,9 @@ class PersonConnection(asyncssh.SSHServer):
             takes_devices=self._gateway.config.tunnels.url is not None,
         )
         conn.validate_public_key = self._proof.check
-        self._pressure = BackPressure(conn, self._bridge.loop, _UNSENT_BEFORE_LOGIN)
+        self._pressure = BackPressure(
+            conn, self._bridge.loop, _UNSENT_BEFORE_LOGIN, source_of(self.address)
+        )
 
     def begin_auth(self, username: str) -> bool:
         assert self._proof is not None
@@ -177,6 +194,7 @@ class PersonConnection(asyncssh.SSHServer):
         self._has_logged_in = True
         assert self._pressure is not None
         self._pressure.most_unsent = _UNSENT
+        self._pressure.belongs_to(self._peer)
         self._gateway.logged_in(self)
         if self._proof is not None and self._proof.device is not None:
             self._begin_device(self._proof.device)
@@ -238,7 +256,7 @@ class PersonConnection(asyncssh.SSHServer):
     async def list_devices(self) -> list[str]:
         """Labels of the devices that the person may use now."""
         try:
-            found = await self._bridge.in_trio(
+            found = await self.lane.in_trio(
                 self._gateway.authority.reachable, self.person, self.address
             )
         except RegistryError:
@@ -270,7 +288,7 @@ class PersonConnection(asyncssh.SSHServer):
             "account": account,
             "text": session.request.text,
         }
-        rules = await gateway.ssh_rules_of(access)
+        rules = await gateway.ssh_rules_of(self, access)
         await self._use(access, details)
         carried = self._carried(session, access)
         connection = await self._device_connection(account, access, *carried)
@@ -320,14 +338,14 @@ class PersonConnection(asyncssh.SSHServer):
         if access.ends is not None and (access.ends - datetime.now(UTC)).total_seconds() < _SLACK:
             return LEASE_OVER
         try:
-            again = await self._bridge.in_trio(self._gateway.authority.again, access, self.address)
+            again = await self.lane.in_trio(self._gateway.authority.again, access, self.address)
         except RegistryError:
             again = access
         return TAKEN_BACK if again is None else "the device's connection ended"
 
     async def _judge(self, device: str) -> Access:
         try:
-            return await self._bridge.in_trio(
+            return await self.lane.in_trio(
                 self._gateway.authority.access,
                 self.person,
                 "" if device == _OF_TICKET else device,
@@ -341,7 +359,7 @@ class PersonConnection(asyncssh.SSHServer):
         if access.lease_id in self._leases:
             return
         try:
-            await self._bridge.in_trio(self._gateway.authority.use, access, self.address, details)
+            await self.lane.in_trio(self._gateway.authority.use, access, self.address, details)
         except RegistryError as exc:
             raise AccessDenied("your use of the lease cannot be written down now") from exc
         self._leases.add(access.lease_id)
@@ -420,12 +438,13 @@ class PersonConnection(asyncssh.SSHServer):
                 access.lease_id,
             )
             return await log_in(
-                self._bridge,
+                self.lane,
                 device_socket,
                 account,
                 keys,
                 gateway.devices_of(access),
                 access.device,
+                self._peer,
                 timeout=gateway.config.limits.connect_timeout,
             )
         except DeviceAway as exc:
@@ -475,7 +494,7 @@ class PersonConnection(asyncssh.SSHServer):
         gateway = self._gateway
         looks = gateway.looks
         try:
-            access, service = await self._bridge.in_trio(
+            access, service = await self.lane.in_trio(
                 gateway.authority.forward, self.person, host, port, self.address
             )
         except RegistryError as exc:
@@ -523,7 +542,7 @@ class PersonConnection(asyncssh.SSHServer):
         """Judge this access anew, with all that rests on it now. Their order is that in which they
         were begun: a session, which is told why it ends, comes before its side channels."""
         try:
-            again = await self._bridge.in_trio(self._gateway.authority.again, access, self.address)
+            again = await self.lane.in_trio(self._gateway.authority.again, access, self.address)
         except RegistryError:
             for use in self._resting_on(access):
                 use.cut("what you may cannot be looked up now: try again")

@@ -13,14 +13,18 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
 
 import trio
 
 from tunnelmux.observability import get_logger
 
-__all__ = ["Bridge", "run_as_guest"]
+__all__ = ["Bridge", "Lane", "run_as_guest"]
 
 _log = get_logger("gateway")
+
+_IN_LANE = 2
+# Calls for one peer at a time, which take some milliseconds each.
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -39,6 +43,7 @@ class Bridge:
         self._nursery = nursery
         self._token = trio.lowlevel.current_trio_token()
         self._kept: set[asyncio.Task[Any]] = set()
+        self._lanes: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def soon(self, call: Callable[[*Ts], object], *args: *Ts) -> None:
         """From asyncio: call this in Trio, soon, or never when Trio has ended. It must not
@@ -92,6 +97,13 @@ class Bridge:
             self.soon(scope.cancel)
             raise
 
+    def lane(self, peer: str) -> Lane:
+        """The lane of this peer, one for all its connections."""
+        turns = self._lanes.get(peer)
+        if turns is None:
+            turns = self._lanes[peer] = asyncio.Semaphore(_IN_LANE)
+        return Lane(self, turns)
+
     async def in_asyncio(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Awaited in Trio: run this in asyncio. Cancelling the wait waits until it is unwound."""
         task = self.loop.create_task(coroutine)
@@ -107,6 +119,24 @@ class Bridge:
         if task.cancelled():
             raise ConnectionError("the operation was cancelled")
         return task.result()
+
+
+class Lane:
+    """Calls in Trio for one peer, a few at a time. Those for the registry are worked on in order,
+    and without this a person who opens sessions in heaps would be before all others there."""
+
+    def __init__(self, bridge: Bridge, turns: asyncio.Semaphore) -> None:
+        self._bridge = bridge
+        self._turns = turns
+
+    async def in_trio(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """See `Bridge.in_trio`."""
+        async with self._turns:
+            return await self._bridge.in_trio(function, *args)
+
+    def spawn(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
+        """Have this called when its turn comes. It must not raise."""
+        self._bridge.start(self.in_trio(function, *args))
 
 
 def run_as_guest(main: Callable[[asyncio.AbstractEventLoop], Awaitable[T]]) -> T:

@@ -11,7 +11,7 @@ import asyncssh
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.devices import DeviceSocket
-from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.guest import Lane
 from tunnelmux.registry import Device, DeviceHostKeys
 from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
 from tunnelmux.ssh.back_pressure import BackPressure
@@ -68,22 +68,24 @@ class SshdRefused(Exception):
 
 
 async def log_in(
-    bridge: Bridge,
+    lane: Lane,
     device_socket: DeviceSocket,
     account: str,
     client_keys: list[Any],
     pins: HostKeyPins,
     device: Device,
+    peer: str,
     *,
     timeout: float,
 ) -> Any:
     """A connection to the sshd at the other end of `device_socket`, which it closes at its end.
 
     Awaited in asyncio. Its host key must be a pinned one; where the device has reported none, the
-    first that is met is pinned. Raises SshdRefused.
+    first that is met is pinned. Its packets take the turns of `peer`, the person that it is for.
+    Raises SshdRefused.
     """
     try:
-        known = await bridge.in_trio(pins.host_keys, device.id)
+        known = await lane.in_trio(pins.host_keys, device.id)
         check = HostKeys("tofu").check_pinned(device.id, _SSH_PORT, known.pinned)
     except (RegistryError, NoSuchRecord) as exc:
         device_socket.reset()
@@ -97,7 +99,7 @@ async def log_in(
                 device.id,
                 _SSH_PORT,
                 tunnel=device_socket,
-                client_factory=lambda: _Client(check),
+                client_factory=lambda: _Client(check, peer),
                 username=account,
                 client_keys=client_keys,
                 agent_path=None,
@@ -114,28 +116,28 @@ async def log_in(
     except asyncssh.PermissionDenied as exc:
         raise SshdRefused(_NOT_LET_IN.format(account=account)) from exc
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise await _changed(bridge, pins, device, check.refused) from exc
+        raise await _changed(lane, pins, device, check.refused) from exc
     except TimeoutError as exc:
         raise SshdRefused(f"the device's sshd did not answer within {timeout:g} s") from exc
     except (OSError, asyncssh.Error) as exc:
         raise SshdRefused(f"the device's sshd closed the connection: {exc}") from exc
     if check.seen is not None:
         try:
-            known = await bridge.in_trio(pins.pin_host_key, device.id, check.seen)
+            known = await lane.in_trio(pins.pin_host_key, device.id, check.seen)
         except (RegistryError, NoSuchRecord) as exc:
             connection.abort()
             raise SshdRefused("the device's host key cannot be kept now: try again") from exc
         if check.seen not in known.pinned:
             # The device has reported others meanwhile, or another gateway has met another.
             connection.abort()
-            raise await _changed(bridge, pins, device, check.seen)
+            raise await _changed(lane, pins, device, check.seen)
     return connection
 
 
-async def _changed(bridge: Bridge, pins: HostKeyPins, device: Device, key: str) -> SshdRefused:
+async def _changed(lane: Lane, pins: HostKeyPins, device: Device, key: str) -> SshdRefused:
     """The refusal of a key that is none of the pinned ones, which a person may now accept."""
     with contextlib.suppress(RegistryError, NoSuchRecord):  # then the device itself reports it
-        await bridge.in_trio(pins.report_host_keys, device.id, (key,))
+        await lane.in_trio(pins.report_host_keys, device.id, (key,))
     shown = asyncssh.import_public_key(key)
     text = f"{shown.get_algorithm()} {shown.get_fingerprint()}"
     return SshdRefused(_CHANGED.format(shown=text, device=device.label))
@@ -144,11 +146,12 @@ async def _changed(bridge: Bridge, pins: HostKeyPins, device: Device, key: str) 
 class _Client(asyncssh.SSHClient):
     """Judges the device's host key."""
 
-    def __init__(self, check: HostKeyCheck) -> None:
+    def __init__(self, check: HostKeyCheck, peer: str) -> None:
         self._check = check
+        self._peer = peer
 
     def validate_host_public_key(self, _host: str, _addr: str, _port: int, key: Any) -> bool:
         return self._check.accept(key)
 
     def connection_made(self, conn: Any) -> None:
-        BackPressure(conn, asyncio.get_running_loop(), _UNSENT)
+        BackPressure(conn, asyncio.get_running_loop(), _UNSENT, self._peer)
