@@ -208,6 +208,7 @@ async def test_visitors_of_a_target_that_is_down_are_told_at_once(
         ({"check_interval": 0.5}, "not from 1 to 3600"),
         ({"check_interval": 3601.0}, "not from 1 to 3600"),
         ({"check_timeout": 11.0}, "at most check_interval"),
+        ({"check_interval": 1.0}, r"at most check_interval \(1\): set check_timeout too"),
         ({"check_timeout": 0.0}, "not above 0"),
         ({"check_failures": 0}, "not from 1 to 100"),
     ],

@@ -176,7 +176,8 @@ async def test_a_silent_provider_is_given_up_in_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"rubbish", b"[]", b"{}", b'{"access_token": 7}', b"{" + b" " * 10 + b"}"]
+    "answer",
+    [b"rubbish", b"[]", b"{}", b'{"access_token": 7}', b"{" + b" " * 10 + b"}", b"[" * 100_000],
 )
 async def test_a_rubbish_token_answer_is_the_providers_fault(answer: bytes) -> None:
     async with fake_provider() as fake:

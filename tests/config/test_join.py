@@ -56,6 +56,7 @@ def test_it_is_one_word_for_every_shell():
         packed({"url": "wss://h", "token": "two words", "pin": None}),
         packed({"url": "wss://h", "token": "t", "pin": "0"}),
         packed({"url": "wss://h", "token": "t", "pin": 0}),
+        "tunnelmux-join:" + "W1tb" * 1000,  # [[[ and so on
     ],
 )
 def test_a_damaged_one_is_refused_with_what_to_do(text):

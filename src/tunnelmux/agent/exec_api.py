@@ -21,6 +21,7 @@ from tunnelmux.commands import (
 from tunnelmux.http import Field, RequestHead, ServerConnection, while_visitor_stays
 from tunnelmux.http.body import BadBody, BodyTooLong
 from tunnelmux.http.head import first_value, has_member
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.wire import ASKED_BY_FIELD, EXEC_PATH, REASON_FIELD
 
 __all__ = ["serve_exec"]
@@ -131,8 +132,8 @@ async def _read_body(server: ServerConnection, limit: int, timeout: float) -> by
 
 def _parse(body: bytes) -> CommandRequest:
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
+        content = read_json(body, object)
+    except BadJson:
         # The parser's message is left out: it may show a part of a credential.
         raise _ExecError("INVALID_JSON", "The request's body is not JSON.") from None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -18,6 +19,7 @@ from tunnelmux.config import Secret
 from tunnelmux.config.rules import InvalidSetting, check_token
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.observability import get_logger
 
 __all__ = ["Rotation"]
@@ -91,9 +93,9 @@ class Rotation:
 async def _read_token(server: ServerConnection, timeout: float) -> Secret:
     body = await read_short_body(server, _MAX_BODY, timeout)
     try:
-        token = json.loads(body)["token"]
+        token = read_json(body, dict[str, Any])["token"]
         check_token("token", token)
-    except (ValueError, KeyError, TypeError, RecursionError, InvalidSetting):
+    except (BadJson, KeyError, InvalidSetting):
         # The parser's message is left out: it may show a part of the token.
         message = 'The body must be {"token": "…"} with a token that a header can carry.'
         raise Refused(Refusal(400, "bad-request", message)) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,12 +118,9 @@ class _Begin(msgspec.Struct, rename="camel"):
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        raise PeerGone("a line is not JSON") from None
-    if not isinstance(content, dict):
-        raise PeerGone("a line is not a JSON object")
-    return content
+        return read_json(line, dict[str, Any])
+    except BadJson:
+        raise PeerGone("a line is not a JSON object") from None
 
 
 def encode_call(

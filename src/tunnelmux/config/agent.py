@@ -409,7 +409,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not 0 < self.check_timeout <= self.check_interval:
             raise InvalidSetting(
                 "check_timeout",
-                f"{self.check_timeout:g} is not above 0 and at most check_interval",
+                f"{self.check_timeout:g} is not above 0 and at most check_interval "
+                f"({self.check_interval:g}): set check_timeout too",
             )
         if not 1 <= self.check_failures <= _MOST_FAILURES:
             raise InvalidSetting(

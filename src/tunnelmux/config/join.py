@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from typing import Any
 
 import msgspec
 
 from tunnelmux.config.rules import InvalidSetting, check_token, parse_pin, split_url
 from tunnelmux.config.secret import Secret
+from tunnelmux.json_text import read_json
 
 __all__ = [
     "JOIN_PREFIX",
@@ -64,9 +66,8 @@ def decode_join(key: str, text: str) -> JoinInvitation:
         raise InvalidSetting(key, f'does not begin with "{JOIN_PREFIX}": {_HINT}')
     packed = text.removeprefix(JOIN_PREFIX)
     try:
-        content = json.loads(
-            base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
-        )
+        padded = packed + "=" * (-len(packed) % 4)
+        content = read_json(base64.b64decode(padded, altchars=b"-_", validate=True), dict[str, Any])
         return JoinInvitation(
             url=_text(content, "url"),
             token=Secret(_text(content, "token")),
@@ -92,7 +93,7 @@ def find_join(key: str, text: str) -> str:
     return found.pop()
 
 
-def _text(content: dict[str, object], name: str) -> str:
+def _text(content: dict[str, Any], name: str) -> str:
     value = content[name]
     if not isinstance(value, str):
         raise TypeError(name)

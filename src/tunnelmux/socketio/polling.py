@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -11,6 +11,7 @@ import tunnelmux
 from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.http import ClientConnection, PeerGone
 from tunnelmux.http.body import BadBody, BodyTooLong
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.socketio.cookies import CookieJar
 
@@ -112,10 +113,8 @@ class Polling:
 def _reading_of(body: bytes) -> tuple[object, str]:
     """Code and message of a refusal as engine.io writes it: {"code": 0, "message": "…"}."""
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return None, ""
-    if not isinstance(content, dict):
+        content = read_json(body, dict[str, Any])
+    except BadJson:
         return None, ""
     code, message = content.get("code"), content.get("message")
     if not isinstance(message, str):

@@ -8,7 +8,6 @@ they share one TLS context, which is what makes them costly.
 
 from __future__ import annotations
 
-import json
 import secrets
 import ssl
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from joserfc.jwk import KeySet
 from tunnelmux.config import Secret
 from tunnelmux.config.api import OIDCConfig
 from tunnelmux.errors import TunnelmuxError
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["Attempt", "OIDCError", "Provider", "ProviderAway", "Tokens"]
 
@@ -219,7 +219,7 @@ class Provider:
             raise OIDCError(f"the provider refused the request: {_short(exc.error)}") from exc
         except (httpx2.HTTPError, trio.TooSlowError) as exc:
             raise ProviderAway(f"the provider does not answer: {type(exc).__name__}") from exc
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ProviderAway("the provider's token answer is not what it must be") from exc
         return _tokens_of(answer)
 
@@ -264,12 +264,11 @@ class Provider:
                 ):
                     response.raise_for_status()
                     content = await _bounded(response)
-            document = json.loads(content)
+            return read_json(content, dict[str, Any])
+        except BadJson:
+            raise ProviderAway(f"{url} is not a JSON object") from None
         except (httpx2.HTTPError, trio.TooSlowError, ValueError) as exc:
             raise ProviderAway(f"cannot read {url}: {type(exc).__name__}") from exc
-        if not isinstance(document, dict):
-            raise ProviderAway(f"{url} is not a JSON object")
-        return document
 
     def _client(self) -> AsyncOAuth2Client:
         secret = self._secret.reveal() if self._secret is not None else None

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import replace
 
+import msgspec
 import trio
 
 from tunnelmux.agent.link import ProxyLink
 from tunnelmux.cli.doctor.findings import Finding
 from tunnelmux.cli.doctor.rates import EXAMPLE, SLOW_FIX, Rate
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, SessionError
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import Limits
 from tunnelmux.mux import open_session
 from tunnelmux.mux.stream import Stream
@@ -30,6 +31,13 @@ _LONGEST = 2.0
 
 _PIECE = 65_536
 _LONGEST_LINE = 256
+
+
+class _Received(msgspec.Struct):
+    """What the proxy tells of the bytes that came to it."""
+
+    count: int = msgspec.field(name="bytes")
+    seconds: float
 
 
 async def check_throughput(link: ProxyLink, timeout: float) -> list[Finding]:
@@ -134,10 +142,10 @@ async def _send(stream: Stream) -> tuple[Rate, bytes]:
         raise failure
     line, _, behind = answer.partition(b"\n")
     try:
-        said = json.loads(line)
-        return Rate(float(said["bytes"]), float(said["seconds"])), behind
-    except (ValueError, KeyError, TypeError):
+        said = read_json(line, _Received)
+    except BadJson:
         raise ConnectError("the answer of the proxy cannot be read") from None
+    return Rate(said.count, said.seconds), behind
 
 
 async def _fill(stream: Stream) -> None:
