@@ -148,6 +148,30 @@ async def test_it_is_not_in_a_hurry_while_the_other_session_serves(
         assert await call(await pair.a.next_session(), "GET", "/v1/info") == 200
 
 
+async def test_waits_that_grew_while_a_node_was_away_begin_anew_when_it_is_back(
+    pair: Pair, make_config: MakeConfig, nursery: trio.Nursery
+) -> None:
+    """It is asked by all agents at once then, and cannot take each at its first attempt."""
+    pair.refuses = No(503, "no-place", "come again")
+    proxy = ProxyEndpoint(url=pair.a.url, token=Secret("t1"))
+    backoff = BackoffConfig(minimum=0.001, early=0.001, maximum=600)
+    config = make_config(proxy=proxy, backoff=backoff)
+
+    def waits() -> list[float]:
+        return [line["retry_in"] for line in logs if line["event"] == "not connected"]
+
+    with capture_logs() as logs, trio.fail_after(30):
+        await nursery.start(partial(run_agent, config, uniform=lambda _least, most: most))
+        first = await pair.a.next_session()
+        while max(waits(), default=0.0) < 0.1:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        before = len(waits())
+        assert await call(first, "POST", "/v1/nodes", pair.nodes("a").decode()) == 204
+        while len(waits()) < before + 2:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    assert waits()[before : before + 2] == [0.01, 0.01]
+
+
 async def test_where_the_url_leads_to_the_same_node_another_is_dialled_at_once(
     pair: Pair, make_config: MakeConfig, nursery: trio.Nursery
 ) -> None:

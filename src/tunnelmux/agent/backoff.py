@@ -74,9 +74,13 @@ class Backoff:
         attempts, waits start again from the minimum.
         """
         if duration >= HELD_LONG_ENOUGH or self._was_away:
-            self._bound = self._minimum
-            self._tries = 0
+            self.start_again()
         self._has_ended = True
+
+    def start_again(self) -> None:
+        """Wait as after a first failure: there is news that an attempt may succeed now."""
+        self._bound = self._minimum
+        self._tries = 0
 
 
 class ReplacedBackoff:

@@ -208,6 +208,9 @@ class Tunnels:
         for slot in self._slots:
             if slot.session is session and slot.now is not None:
                 slot.now, slot.last = replace(slot.now, node=here), here
+            elif slot.session is None:
+                # A node that was away for long has all agents dial at once, and refuses some.
+                slot.backoff.start_again()
         self._changed()
 
     def _learn(self, value: str) -> str:
