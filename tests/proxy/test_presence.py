@@ -187,7 +187,7 @@ async def test_it_is_written_at_once_and_then_in_batches(
     await process.start(nursery)
     async with session_pair() as (_agent, session):
         await trio.sleep(10)
-        assert writes == [], "there is nothing to say yet"
+        assert writes == [b'{"devices":{}}'], "to try the folder; there is nothing to say yet"
         for number in range(200):
             await process.connect(f"dev{number}", session)
         await trio.sleep(0.5)
@@ -240,6 +240,8 @@ async def test_a_folder_that_cannot_be_written_is_told_of_once(
     process = Process(tmp_path / "file" / "presence.json")
     with structlog.testing.capture_logs() as logs:
         await process.start(nursery, "dev1")
+        await trio.sleep(1)
+        assert [line["event"] for line in logs] == ["presence not kept"], "before any device came"
         async with session_pair() as (_agent, session):
             for _ in range(3):
                 await process.connect("dev1", session)

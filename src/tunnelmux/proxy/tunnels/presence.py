@@ -68,7 +68,7 @@ class PresenceFile:
         self._events = events
         self._finished = False
         self._told = False
-        self._written: dict[str, Presence] = {}
+        self._written: dict[str, Presence] | None = None
         self._writing = trio.Lock()
 
     async def load(self, is_known: Callable[[str], bool], wait: float) -> None:
@@ -100,8 +100,8 @@ class PresenceFile:
         return {}
 
     async def run(self) -> None:
-        """Write after every change, at most once a second, until cancelled; not while it is
-        finished."""
+        """Write now, so that a folder that cannot be used is told of at the start, and after every
+        change, at most once a second, until cancelled; not while it is finished."""
         while True:
             seen = self._events.last_seq
             await self._write()
