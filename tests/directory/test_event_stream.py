@@ -9,7 +9,9 @@ import pytest
 import trio
 
 from support.redis_server import RedisServer, run_redis
+from tunnelmux.directory import Heard, Held, Node
 from tunnelmux.directory.event_stream import EventStream
+from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
 
 PATIENCE = 30.0
@@ -111,6 +113,28 @@ async def test_no_more_waits_for_redis_than_is_kept(server: RedisServer) -> None
         async with node(server) as other:
             await other.has("event 7")
             assert [text for _, text in other.told[1:]] == ["event 5", "event 6", "event 7"]
+
+
+@pytest.mark.slow
+async def test_readers_follow_when_more_devices_are_lost_than_events_are_kept(
+    server: RedisServer,
+) -> None:
+    devices, history = 3000, 1024
+    held = [Held(f"dev{number}", "i1", 1 + number) for number in range(devices)]
+    async with node(server, history) as reader, open_redis(server.url) as redis:
+        dead, living = (
+            RedisDirectory(redis, name, "1", timeout=30, event_history=history) for name in "ab"
+        )
+        await dead.beat(Node(name="a", incarnation="1"), Heard())
+        await dead.republish(held)
+        server.command("ZADD", "tunnelmux:live", "1", "a|1")
+        await living.beat(Node(name="b", incarnation="1"), Heard())
+        with trio.fail_after(PATIENCE):
+            assert (await living.sweep("{device}")).lost == devices
+            while len(reader.told) < devices + 1:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.01)
+        assert len(reader.restarts) == 1, "a gap"
+        assert {text for _, text in reader.told[1:]} == {one.device for one in held}
 
 
 async def test_the_last_events_of_a_node_that_ends_are_told(server: RedisServer) -> None:

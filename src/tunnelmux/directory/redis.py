@@ -48,9 +48,9 @@ _NAME = re.compile(r"[!-{}~]{1,255}")
 _BATCH = 500
 # Sessions that one call publishes again: about 10 ms of Redis' time.
 
-_LOST_PER_SECOND = 500
-# Devices of dead nodes that are told lost: so that those who read events come after, though no more
-# than `limits.event_history` are kept (1,024).
+_LOST_SHARE = 0.5
+# Of the events that are kept (`limits.event_history`), as many devices are told lost in a second:
+# who reads them has two seconds.
 
 
 class RedisDirectory(Directory):
@@ -167,6 +167,7 @@ class RedisDirectory(Directory):
     async def sweep(self, lost: str = "") -> Swept:
         count, told, is_done = 0, 0, True
         more = lost, secrets.token_hex(4), self._event_history
+        per_second = max(1.0, self._event_history * _LOST_SHARE)
         for number in range(_SHARDS):
             cursor = "0"
             while True:  # until Redis has gone through all of the hash
@@ -177,7 +178,7 @@ class RedisDirectory(Directory):
                     count += removed
                     told += told_now
                     is_done &= not waiting
-                    pause = told_now / _LOST_PER_SECOND
+                    pause = told_now / per_second
                 await trio.sleep(pause)
                 if cursor == "0":
                     break

@@ -305,7 +305,8 @@ local function tell_lost(device, node, last_beat)
   local words = {device = quoted(device), node = quoted(node), seconds = seconds}
   announce(spare, most, (string.gsub(event, '{(%l+)}', words)))
 end
-local found = redis.call('HSCAN', KEYS[1], cursor, 'COUNT', 250)
+local at_once = math.max(1, math.min(250, math.floor(most / 4)))
+local found = redis.call('HSCAN', KEYS[1], cursor, 'COUNT', at_once)
 for i = 1, #found[2], 2 do
   local device, old, kept, from, last_beat = found[2][i], read(found[2][i + 1]), {}, nil, nil
   for _, p in ipairs(old) do
