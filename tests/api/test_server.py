@@ -5,7 +5,9 @@ A version of anycorn that moves one of them fails here, and not on the first con
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import socket
 from typing import Any
 
 import anycorn
@@ -78,3 +80,47 @@ async def test_a_message_of_a_websocket_has_so_many_bytes() -> None:
     assert reason is not None
     assert reason.code == 1009
     assert received == [2048]
+
+
+async def test_a_crowd_at_the_door_is_taken_in_many_at_once() -> None:
+    """Each connection behind it would else wait for as many turns of the scheduler."""
+
+    async def application(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError
+
+    listener = server.listen("api.listen", Address("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    admission, turns = Admission("x", limit=256, per_address=256), 0
+    with listener, contextlib.ExitStack() as crowd, trio.fail_after(30):
+        for _ in range(100):
+            crowd.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port))))
+        async with server.serve(application, listener, admission, grace=0):
+            while len(admission) < 100:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+    assert turns < 20
+
+
+async def test_a_request_in_many_pieces_of_a_stranger_is_served() -> None:
+    bodies: list[bytes] = []
+
+    async def application(_scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        bodies.append(body)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    listener = server.listen("api.listen", Address("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with listener, trio.fail_after(30):
+        async with (
+            server.serve(application, listener, Admission("x"), grace=0),
+            await trio.open_tcp_stream("127.0.0.1", port) as stream,
+        ):
+            for byte in b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello":
+                await stream.send_all(bytes([byte]))
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+    assert bodies == [b"hello"]

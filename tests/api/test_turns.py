@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tunnelmux.api.access import Principal, Role
 from tunnelmux.api.gate import Gate, GateLimits
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.terminals import Terminals
+from tunnelmux.api.turns import KnownCallers
 from tunnelmux.config.api import GatewayEndpoint
 from tunnelmux.http.fields import TrustedProxies
 
@@ -46,17 +49,28 @@ class Callers:
 
     def __init__(self) -> None:
         self.app = Application()
-        self.looks = 0
+        self.looks: list[str] = []
+        self.look_on: trio.Semaphore | None = None
+        """Where it is given, each look at a credential waits for it."""
+        self.ended: set[str] = set()
         self.answers: list[int] = []
-        limits = GateLimits(max_calls=2, max_changes=3)
+        limits = GateLimits(max_calls=2, max_changes=3, max_looks=2)
         trusted = TrustedProxies.parse([])
         self.gate = Gate(self.app, self._identify, trusted_proxies=trusted, limits=limits)
 
-    async def _identify(self, connection: HTTPConnection) -> Principal | None:
-        self.looks += 1
-        name, _, tenant = connection.headers.get("authorization", "").partition("@")
-        if not name:
+    async def _identify(
+        self, connection: HTTPConnection, proven: Callable[[], object]
+    ) -> Principal | None:
+        shown = connection.headers["authorization"]
+        self.looks.append(shown)
+        if self.look_on is not None:
+            await self.look_on.acquire()
+        name, _, tenant = shown.partition("@")
+        if not tenant or shown in self.ended:
             return None
+        proven()
+        if tenant == "slow":  # its role takes time to be found
+            await self.app.go_on.wait()
         return Principal(user_id=name, tenant_id=tenant, role=Role.OWNER, token_id="t")
 
     async def call(
@@ -181,6 +195,155 @@ async def test_who_follows_events_holds_no_turn() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert callers.app.under_way == ["ada"] * 5
         callers.app.go_on.set()
+
+
+class Crowd:
+    """Strangers at 250 addresses, in as many blocks, who show four wrong tokens each at once."""
+
+    def __init__(self, callers: Callers) -> None:
+        self.callers = callers
+        callers.look_on = self.look_on = trio.Semaphore(0)
+
+    def come(self, nursery: trio.Nursery, address: Callable[[int], str]) -> None:
+        for number in range(1000):
+            call = partial(self.callers.call, f"wrong{number}", address=address(number % 250))
+            nursery.start_soon(call)
+
+    async def looks_before(self, token: str) -> int:
+        """Let one look after the other come to its end, until that one; how many there were."""
+        for count in range(3000):
+            await trio.testing.wait_all_tasks_blocked()
+            if token in self.callers.looks:
+                return count
+            self.look_on.release()
+        raise AssertionError(f"{token} is never looked at")
+
+    def end(self) -> None:
+        """Let all looks come to their end."""
+        for _ in range(3000):
+            self.look_on.release()
+
+
+def a_block_each(number: int) -> str:
+    return f"198.18.{number}.7"
+
+
+def one_block(number: int) -> str:
+    return f"198.18.0.{number}"
+
+
+def networks_of_a_block(number: int) -> str:
+    return f"2001:db8:1:{number:x}::7"
+
+
+async def test_who_was_known_before_waits_for_no_stranger(autojump_clock: Any) -> None:
+    callers = Callers()
+    callers.app.go_on.set()
+    await callers.call("ada@default")
+    crowd = Crowd(callers)
+    async with trio.open_nursery() as nursery:
+        crowd.come(nursery, a_block_each)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(callers.looks) == 1 + 2
+        nursery.start_soon(callers.call, "ada@default")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.looks[3:] == ["ada@default"]
+        crowd.end()
+    assert Counter(callers.answers) == {401: 1000, 200: 2}
+    assert len(callers.gate._looks) == 0
+
+
+@pytest.mark.parametrize(
+    ("crowd_at", "most"), [(a_block_each, 252), (one_block, 3), (networks_of_a_block, 3)]
+)
+async def test_who_is_new_waits_for_one_look_of_each_block_of_addresses(
+    autojump_clock: Any, crowd_at: Callable[[int], str], most: int
+) -> None:
+    callers = Callers()
+    callers.app.go_on.set()
+    crowd = Crowd(callers)
+    async with trio.open_nursery() as nursery:
+        crowd.come(nursery, crowd_at)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(callers.call, "ada@default", address="192.0.2.1"))
+        assert await crowd.looks_before("ada@default") <= most
+        crowd.end()
+    assert Counter(callers.answers) == {401: 1000, 200: 1}
+
+
+async def test_a_neighbour_in_the_block_waits_for_one_look_of_each_address(
+    autojump_clock: Any,
+) -> None:
+    callers = Callers()
+    callers.app.go_on.set()
+    crowd = Crowd(callers)
+    async with trio.open_nursery() as nursery:
+        crowd.come(nursery, one_block)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(partial(callers.call, "ada@default", address="198.18.0.251"))
+        assert await crowd.looks_before("ada@default") <= 252
+        crowd.end()
+
+
+async def test_a_credential_that_proves_nothing_any_more_is_a_strangers_again() -> None:
+    callers = Callers()
+    callers.app.go_on.set()
+    await callers.call("ada@default")
+    assert len(callers.gate._known) == 1
+    callers.ended.add("ada@default")
+    await callers.call("ada@default")
+    assert callers.answers == [200, 401]
+    assert len(callers.gate._known) == 0
+
+
+async def test_who_is_proven_holds_no_look_while_the_role_is_found() -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(callers.call, f"ada{number}@slow")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(callers.looks) == 10
+        callers.app.go_on.set()
+
+
+async def test_a_stranger_waits_so_long_for_a_look(autojump_clock: Any) -> None:
+    callers = Callers()
+    crowd = Crowd(callers)
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(callers.call, f"wrong{number}")
+        await trio.sleep(31)
+        assert callers.answers == [429, 429]
+        assert len(callers.gate._looks) == 0
+        crowd.end()
+    assert callers.answers == [429, 429, 401, 401]
+
+
+async def test_a_stranger_who_leaves_takes_no_look_along(autojump_clock: Any) -> None:
+    callers = Callers()
+    crowd = Crowd(callers)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as leaving:
+            for number in range(6):
+                leaving.start_soon(callers.call, f"wrong{number}")
+            await trio.testing.wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()
+        for number in range(6, 10):
+            nursery.start_soon(callers.call, f"wrong{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        later = {f"wrong{number}" for number in range(6, 10)}
+        assert len(later & {*callers.looks}) == 2
+        assert len(callers.gate._looks) == 2
+        crowd.end()
+    assert callers.answers == [401] * 4
+
+
+def test_so_many_credentials_are_known() -> None:
+    known = KnownCallers()
+    for number in range(10_001):
+        known.note(str(number).encode(), "ada")
+    assert len(known) == 10_000
+    assert (known.whose(b"0"), known.whose(b"10000")) == (None, "ada")
 
 
 async def test_a_call_waits_so_long_for_its_turn(autojump_clock: Any) -> None:

@@ -24,8 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunnelmux.api.access import Principal, is_public
 from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_cookie
 from tunnelmux.api.fetch_metadata import field_of, is_of_own_page, is_opened_by_person
+from tunnelmux.api.identity import credential_of
 from tunnelmux.api.problems import Refused, problem_response
-from tunnelmux.api.turns import Changes, Turn, Turns
+from tunnelmux.api.turns import Changes, KnownCallers, Looks, Turn, Turns
 from tunnelmux.http.fields import TrustedProxies, client_address
 from tunnelmux.observability import get_logger
 from tunnelmux.transports.admission import source_of
@@ -61,7 +62,7 @@ _SIGNS_VISITORS_IN = "/api/access/sign-in"
 _TENANTS_SHARE = 4
 # How many times the calls of a person all people of a tenant may make at once.
 
-Identify = Callable[[HTTPConnection], Awaitable[Principal | None]]
+Identify = Callable[[HTTPConnection, Callable[[], object]], Awaitable[Principal | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,15 @@ class GateLimits:
     wait."""
     max_changes: int = 600
     """Calls of one person in a minute that may change something."""
+    max_looks: int = 4
+    """Credentials that are looked up at once for callers who have not shown them before."""
 
 
 class Gate:
     """An ASGI application around another one.
 
-    `identify` gives the Principal of a request or None; it may raise Refused. `streams` says of a
+    `identify` gives the Principal of a request or None; it may raise Refused. What it gets beside
+    the request it calls once it knows that the credential is good. `streams` says of a
     path whether its bodies are passed on as they come and so have no size limit; such calls, and
     those of which `is_long` says that they last, have other limits than turns.
     """
@@ -104,6 +108,8 @@ class Gate:
         self._streams = streams
         self._is_long = is_long
         self._turns = Turns(self._limits.max_calls)
+        self._known = KnownCallers()
+        self._looks = Looks(self._limits.max_looks)
         self._changes = Changes(self._limits.max_changes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,12 +139,8 @@ class Gate:
 
     async def _identified(self, scope: Scope, exchange: _Exchange) -> Response | None:
         """The refusal of a request, or None once it is known whose it is."""
-        address = source_of(scope["client"][0])
         try:
-            # It takes a look into the registry, which strangers cause as well. A turn of its own:
-            # what strangers go on to do must not keep others out who share their address.
-            async with self._turns.turn(f"look {address}"):
-                refusal = await self._refusal(scope)
+            refusal = _ambiguous(scope) or await self._look(scope)
             if refusal is not None or scope["type"] == "websocket":
                 return refusal
             principal = scope["state"]["principal"]
@@ -172,15 +174,24 @@ class Gate:
             return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
         return None
 
-    async def _refusal(self, scope: Scope) -> Response | None:
-        names = [name for name, _ in scope["headers"]]
-        if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
-            detail = "Send one Content-Length or one Transfer-Encoding, not both."
-            return problem_response(400, "ambiguous_length", detail, headers=_CLOSE)
-        try:
-            principal = await self._identify(HTTPConnection(scope))
-        except Refused as exc:
-            return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+    async def _look(self, scope: Scope) -> Response | None:
+        """Find the caller, which takes a look into the registry, and a turn, since strangers cause
+        it as well: who was known before waits for no stranger."""
+        connection = HTTPConnection(scope)
+        shown = credential_of(connection)
+        if shown is None:
+            return self._judge(scope, None)
+        person = self._known.whose(shown)
+        if person is not None:
+            async with self._turns.turn(f"look {person}"):
+                principal = await self._identify(connection, lambda: None)
+        else:
+            async with self._looks.turn(scope["client"][0]) as look:
+                principal = await self._identify(connection, look.give_back)
+        self._known.note(shown, principal.user_id if principal is not None else None)
+        return self._judge(scope, principal)
+
+    def _judge(self, scope: Scope, principal: Principal | None) -> Response | None:
         scope["state"]["principal"] = principal
         if principal is not None and (place := scope["state"].get(PLACE)) is not None:
             place.has_spoken()
@@ -363,6 +374,15 @@ class _Exchange:
                 message = await self._receive()
                 self._more = message.get("more_body", False)
                 left -= len(message.get("body", b""))
+
+
+def _ambiguous(scope: Scope) -> Response | None:
+    """The refusal of a request whose end two servers could see in different places."""
+    names = [name for name, _ in scope["headers"]]
+    if names.count(b"content-length") + names.count(b"transfer-encoding") <= 1:
+        return None
+    detail = "Send one Content-Length or one Transfer-Encoding, not both."
+    return problem_response(400, "ambiguous_length", detail, headers=_CLOSE)
 
 
 def _not_text(scope: Scope) -> Response | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 from starlette.requests import HTTPConnection
 
 from tunnelmux.api.access import Principal, Role, is_public
@@ -13,7 +16,7 @@ from tunnelmux.errors import RegistryError
 from tunnelmux.registry import Actor, BrowserSession, Registry
 from tunnelmux.registry.people import Role as RoleName
 
-__all__ = ["Identification", "actor_of", "session_of"]
+__all__ = ["Identification", "actor_of", "credential_of", "session_of"]
 
 _TOKEN_LENGTH = 512
 # Characters: ours are much shorter, and a longer one need not be looked up in the registry.
@@ -26,14 +29,17 @@ class Identification:
         self._registry = registry
         self._sign_in = sign_in
 
-    async def __call__(self, connection: HTTPConnection) -> Principal | None:
-        """The Principal; None without valid credentials. Raises Refused when that cannot be found
-        out now."""
+    async def __call__(
+        self, connection: HTTPConnection, proven: Callable[[], object] = lambda: None
+    ) -> Principal | None:
+        """The Principal; None without valid credentials. `proven` is called as soon as the
+        credential is known to be good: to find the role can take longer. Raises Refused when that
+        cannot be found out now."""
         try:
             authorization = connection.headers.get("authorization")
             if authorization is not None:
                 return await self._of_token(connection, authorization)
-            return await self._of_cookie(connection)
+            return await self._of_cookie(connection, proven)
         except RegistryError as exc:
             raise registry_refusal(exc) from exc
 
@@ -56,10 +62,13 @@ class Identification:
             address=address,
         )
 
-    async def _of_cookie(self, connection: HTTPConnection) -> Principal | None:
+    async def _of_cookie(
+        self, connection: HTTPConnection, proven: Callable[[], object]
+    ) -> Principal | None:
         session = await self._sign_in.session_of(shown_cookie(connection))
         if session is None:
             return None
+        proven()  # the provider may take its time now
         if not await self._sign_in.keep_fresh(session):
             return None
         followed = await self._sign_in.follow_role(
@@ -89,6 +98,12 @@ class Identification:
             return None
         tenant = self._registry.tenant(session.tenant_id, Actor.program("tunnelmux-api"))
         return await tenant.members.role_of(session.user_id)
+
+
+def credential_of(connection: HTTPConnection) -> bytes | None:
+    """The digest of the credential that a request shows, of whatever worth; None without one."""
+    shown = connection.headers.get("authorization") or shown_cookie(connection)
+    return hashlib.sha256(shown.encode("utf-8", "replace")).digest() if shown else None
 
 
 def actor_of(principal: Principal) -> Actor:

@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from tunnelmux.api.problems import Refused
+from tunnelmux.api.rounds import Rounds
 
-__all__ = ["Changes", "Turn", "Turns"]
+__all__ = ["Changes", "KnownCallers", "Look", "Looks", "Turn", "Turns"]
 
 _PATIENCE = 30.0
 # Seconds that a call waits for its turn: as long as browsers and programs wait for an answer.
@@ -23,6 +24,9 @@ _PERIOD = 60.0
 
 _MOST_COUNTED = 10_000
 # People whose changes are counted; the one counted first makes room.
+
+_MOST_KNOWN = 10_000
+# Credentials that were proven, as their digests; the one shown longest ago makes room.
 
 
 class Turn:
@@ -81,6 +85,96 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class KnownCallers:
+    """Whose the credentials are that were proven here, by their digests: they need not wait behind
+    strangers to be proven again."""
+
+    def __init__(self) -> None:
+        self._people: OrderedDict[bytes, str] = OrderedDict()
+
+    def whose(self, digest: bytes) -> str | None:
+        """The person whose it was when it was last shown; None where it was not known."""
+        person = self._people.get(digest)
+        if person is not None:
+            self._people.move_to_end(digest)
+        return person
+
+    def note(self, digest: bytes, person: str | None) -> None:
+        """Note whose a credential was now; None: it proved nothing."""
+        if person is None:
+            self._people.pop(digest, None)
+            return
+        self._people[digest] = person
+        self._people.move_to_end(digest)
+        if len(self._people) > _MOST_KNOWN:
+            self._people.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+
+class Look:
+    """One look at a credential that is not known. `give_back` it as soon as the look is over."""
+
+    def __init__(self, looks: Looks) -> None:
+        self._looks: Looks | None = looks
+
+    def give_back(self) -> None:
+        """Have the next one look. Harmless twice."""
+        if self._looks is not None:
+            looks, self._looks = self._looks, None
+            looks.give_back()
+
+
+class Looks:
+    """Lets `limit` credentials be looked up at once, for callers who are not known yet; others wait
+    in rounds."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._rounds = Rounds()
+
+    @asynccontextmanager
+    async def turn(self, address: str) -> AsyncIterator[Look]:
+        """A look for the length of the block, unless it is given back before. Raises Refused where
+        none comes in time."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(address)
+        look = Look(self)
+        try:
+            yield look
+        finally:
+            look.give_back()
+
+    async def _wait(self, address: str) -> None:
+        called = self._rounds.add(address)
+        try:
+            with trio.fail_after(_PATIENCE):
+                await called.wait()
+        except BaseException as problem:
+            if called.is_set():  # in the very moment in which it was cancelled
+                self.give_back()
+            else:
+                self._rounds.remove(address, called)
+            if not isinstance(problem, trio.TooSlowError):
+                raise
+            message = (
+                "Too many callers show credentials that are not known here: try again in a moment."
+            )
+            headers = {"retry-after": "5"}
+            raise Refused(429, "too_many_calls", message, headers=headers) from None
+
+    def give_back(self) -> None:
+        """Call the next one; called by a look that is over."""
+        if not self._rounds.call_next():
+            self._free += 1
+
+    def __len__(self) -> int:
+        return len(self._rounds)
 
 
 class Changes:
