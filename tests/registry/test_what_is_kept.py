@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from support.registries import ANN, OpenRegistry, WallClock, add_tenant
+from tunnelmux.errors import RegistryAway
 from tunnelmux.registry import Actor, Keeping, Registry, TenantRegistry
 from tunnelmux.registry.sql import schema, tidying
 
@@ -134,6 +136,43 @@ async def test_old_entries_of_the_audit_are_cut(
     assert [entry.action for entry in left] == ["audit.cut", "audit.cut"]
     assert (await acme.audit.verify()).broken_at is None
     assert (await registry.installation(ANN).audit.verify()).broken_at is None
+
+
+@pytest.mark.parametrize("survived", range(8))
+async def test_a_cut_is_written_down_although_the_api_dies_at_it(
+    registry: Registry,
+    acme: TenantRegistry,
+    clock: WallClock,
+    many_batches: None,
+    monkeypatch: pytest.MonkeyPatch,
+    survived: int,
+) -> None:
+    """It dies after so many transactions that write, and another one goes on. Before, all entries
+    could be deleted, and the one that says so was missing for ever."""
+    for number in range(2):
+        await acme.devices.add(f"old{number}")
+    last = (await acme.audit.export())[-1].number
+    clock.pass_time(40 * DAY)
+    await acme.devices.add("young")
+    database = registry._database  # type: ignore[attr-defined]
+    run, writes = database.run, 0
+
+    async def run_for_a_while(work: object, *, write: bool) -> object:
+        nonlocal writes
+        writes += write
+        if writes > survived:
+            raise RegistryAway("the program has died")
+        return await run(work, write=write)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(database, "run", run_for_a_while)
+        with contextlib.suppress(RegistryAway):
+            await registry.tidy(Keeping(audit=30 * DAY))
+    await registry.tidy(Keeping(audit=30 * DAY))
+    left = await acme.audit.export()
+    assert [entry.action for entry in left] == ["device.add", "credential.add", "audit.cut"]
+    assert json.loads(left[-1].after)["up_to"] == last
+    assert (await acme.audit.verify()).cut == last
 
 
 async def test_a_cut_hides_no_entry_that_was_taken_out(

@@ -9,7 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 import trio
-from sqlalchemy.engine import Row
 
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.ids import Clock
@@ -138,17 +137,16 @@ class Tidying(Repository):
         return list(tx.execute(query).scalars())
 
     async def _cut_audit(self, tenant_id: str, kept: timedelta) -> None:
-        last: Row[Any] | None = None
-        while (cut := await self._cut_batch(tenant_id, kept)) is not None:
-            last = cut
+        is_whole = False
+        while not is_whole:
+            is_whole = await self._cut_batch(tenant_id, kept)
             await trio.sleep(_PAUSE)
-        if last is not None:
-            await self._say_cut(tenant_id, last.number, last.hash)
 
     @writes
-    def _cut_batch(self, tx: Transaction, tenant_id: str, kept: timedelta) -> Row[Any] | None:
-        """Delete the first entries of this tenant's audit that are old. Returns the last of them;
-        None when there are none."""
+    def _cut_batch(self, tx: Transaction, tenant_id: str, kept: timedelta) -> bool:
+        """Delete the first entries of this tenant's audit that are old. True when these were the
+        last of them: then the entry that tells of the cut is written with it. Where it stops
+        before, old entries are left, and the next cut tells of all."""
         mine = tx.within(tenant_id)
         entries, tenants = schema.audit, schema.tenants
         number = sa.select(tenants.c.audit_number).where(tenants.c.id == tenant_id)
@@ -157,21 +155,20 @@ class Tidying(Repository):
             mine.select(entries, entries.c.number, entries.c.at, entries.c.hash)
             .where(entries.c.number < head)
             .order_by(entries.c.number)
-            .limit(_BATCH)
+            .limit(_BATCH + 1)
         ).all()
         old = list(itertools.takewhile(lambda row: row.at < tx.now - kept, rows))
-        if not old:
-            return None
-        last = old[-1]
+        if not old:  # another program has cut them
+            return True
+        last = old[:_BATCH][-1]
         mine.delete(entries, entries.c.number <= last.number)
         mine.execute(
             tenants.update()
             .where(tenants.c.id == tenant_id)
             .values(audit_cut=last.number, audit_cut_hash=last.hash)
         )
-        return last
-
-    @writes
-    def _say_cut(self, tx: Transaction, tenant_id: str, number: int, hashed: str) -> None:
-        after = {"up_to": number, "hash": hashed}
-        tx.within(tenant_id).record("audit.cut", "tenant", tenant_id, after=after)
+        if len(old) > _BATCH:
+            return False
+        after = {"up_to": last.number, "hash": last.hash}
+        mine.record("audit.cut", "tenant", tenant_id, after=after)
+        return True
