@@ -206,6 +206,11 @@ class IngressLimits:
     server that keeps a pool, has hundreds, and no single address has them all. Behind
     trusted_proxies it is the address that they name; without one there is no limit."""
 
+    max_streams_per_port: int = 640
+    """Connections to one device at once by one TCP port, from all addresses; one more is reset. Two
+    thirds of the streams that visitors may have: a port that a crowd from many addresses floods
+    leaves the device's other services a third. For all of them, set it to max_streams."""
+
     max_hop_streams: int = 16_384
     """Streams between two nodes of a cluster at once, in one direction: visitors at one of them of
     all devices on the other. One more is refused. Each costs some hundred bytes at rest."""

@@ -180,6 +180,26 @@ async def test_one_address_gets_so_many_streams_and_another_still_one() -> None:
     assert "203.0.113.7 (limits.max_streams_per_visitor)" in line["problem"]
 
 
+async def test_a_crowd_at_one_port_leaves_others_their_streams() -> None:
+    limits = IngressLimits(max_streams_per_port=3)
+    with structlog.testing.capture_logs() as lines:
+        async with running_site(limits=limits) as site, site.agent() as agent:
+            crowd = [site.dial(remote=f"198.51.100.{number}:1") for number in range(3)]
+            streams = [await agent.stream() for _ in crowd]
+            with pytest.raises(trio.BrokenResourceError):
+                await site.dial(remote="198.51.100.9:1").read_all()
+            site.dial(service="other", remote="198.51.100.9:1")
+            await agent.stream()
+            streams[0].stream.reset()
+            with pytest.raises(trio.BrokenResourceError):
+                await crowd[0].read_all()
+            site.dial(remote="198.51.100.9:1")
+            await agent.stream()
+    [line] = [line for line in lines if line["event"] == "relay refused"]
+    assert line["reason"] == "too-many-visitors"
+    assert "limits.max_streams_per_port" in line["problem"]
+
+
 async def test_visitors_leave_streams_in_reserve_for_the_back_end() -> None:
     limits = IngressLimits(reserved_streams=2)
     with structlog.testing.capture_logs() as lines:

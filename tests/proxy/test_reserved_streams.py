@@ -88,6 +88,7 @@ async def test_unfinished_uploads_leave_streams_for_all_but_visitors() -> None:
     [
         pytest.param({"max_streams_per_visitor": 2}, 2, id="of one address"),
         pytest.param({"max_visitors": 2}, 2, id="of one port"),
+        pytest.param({"max_streams_per_port": 2}, 2, id="of one port on one device"),
         pytest.param({"reserved_streams": 2}, 14, id="but for the reserve"),
     ],
 )

@@ -86,6 +86,9 @@ REACHED_BY = {
     "max_streams_per_visitor": (
         "proxy/test_ingress_tcp.py::test_one_address_gets_so_many_streams_and_another_still_one"
     ),
+    "max_streams_per_port": (
+        "proxy/test_ingress_tcp.py::test_a_crowd_at_one_port_leaves_others_their_streams"
+    ),
     "max_hop_streams": "cluster/test_nodes.py::test_so_many_streams_go_to_one_node_and_no_more",
     "max_hops_per_node": (
         "cluster/test_hostile_node.py::test_a_node_gets_so_many_connections_and_no_more"

@@ -199,6 +199,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
         {"max_visitors", "max_handshakes", "reconnect_wait", "max_idle_targets", "target_idle_time"}
         | {"max_arrivals_per_address", "max_waiting_handshakes", "first_byte_timeout"}
         | {"max_streams_per_visitor", "max_visitors_per_address", "reserved_streams"}
+        | {"max_streams_per_port"}
         | {"max_hop_streams", "max_hops_per_node", "max_device_sessions"}
         | {"max_measurements", "measurement_bytes", "measurement_time"}
         | {"socketio_max_sessions", "socketio_max_commands"}

@@ -60,6 +60,7 @@ class TcpIngressServer:
         self._router = Router(store, devices, groups)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
+        self._on_device: Counter[tuple[str, str]] = Counter()
         self._hand_over: HandsOver | None = None
         self.tracing: Tracing | None = None
         """What makes spans of connections, if anything does."""
@@ -111,6 +112,7 @@ class TcpIngressServer:
         if (
             way is None
             or self._visitors[device, service] >= limits.max_visitors
+            or self._on_device[device, service] >= limits.max_streams_per_port
             or self._is_crowded(device, remote)
         ):
             return False
@@ -168,7 +170,9 @@ class TcpIngressServer:
         assert place is not None  # with no device, the group itself
         while True:
             tried.add(place.device)
+            self._count(visit, -1)
             visit.go_to(place.device, place.service, named.device)
+            self._count(visit, 1)
             try:
                 return await self._connect(visit)
             except (Refused, UpstreamGone) as exc:
@@ -184,6 +188,12 @@ class TcpIngressServer:
         tunnel broke meanwhile.
         """
         limits = self._limits
+        if self._on_device[visit.device, visit.service or ""] > limits.max_streams_per_port:
+            message = (
+                f"{limits.max_streams_per_port} connections to this service of the device are open "
+                "(limits.max_streams_per_port): its other services keep the rest."
+            )
+            raise Refused(Refusal(503, "too-many-visitors", message))
         tunnel = await self._router.open_stream(visit.device, limits, visit)
         try:
             target = await open_connect(
@@ -266,6 +276,14 @@ class TcpIngressServer:
     def _enter(self, visit: Visit) -> None:
         self.visits.add(visit)
         self._visitors[visit.asked_for, visit.service or ""] += 1
+        self._count(visit, 1)
+
+    def _count(self, visit: Visit, change: int) -> None:
+        """Count the streams of a service on the device that serves the visit."""
+        key = visit.device, visit.service or ""
+        self._on_device[key] += change
+        if not self._on_device[key]:
+            del self._on_device[key]
 
     def write(self, visit: Visit, problem: str | None, reason: str | None = None) -> None:
         """Write the log's line about one visit at its end, with what went wrong in words and as a
@@ -317,6 +335,7 @@ class TcpIngressServer:
     def leave(self, visit: Visit) -> None:
         """Remove a visit that has ended."""
         visit.end()
+        self._count(visit, -1)
         port = visit.asked_for, visit.service or ""
         self._visitors[port] -= 1
         if not self._visitors[port]:
