@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from support.apis import LiveApi, live_api
 from support.oidc import OidcProvider, oidc_provider
@@ -31,6 +32,7 @@ from support.tenants import person
 from tunnelmux.api.browser_sessions.cookie import COOKIE
 from tunnelmux.api.browser_sessions.keys import new_key_line
 from tunnelmux.config.api import OIDCConfig, RoleMapping
+from tunnelmux.observability import RepeatedLines
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -197,6 +199,39 @@ async def test_a_provider_that_is_away_is_said_so(tmp_path: Path) -> None:
     async with live_api(tmp_path) as api:
         answer = await api.call("GET", "/api/auth/login")
         assert (answer.status_code, answer.json()["code"]) == (502, "provider_away")
+
+
+async def test_a_provider_that_is_away_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.observability.repeated._OF_SOURCE", 2)
+    with capture_logs() as lines:
+        async with live_api(tmp_path) as api:
+            for _ in range(4):
+                assert (await api.call("GET", "/api/auth/login")).status_code == 502
+    assert len([line for line in lines if line["event"] == "provider away"]) == 2
+    (rest,) = [line for line in lines if line["event"] == "lines left out"]
+    assert rest["of"] == "provider away"
+
+
+def damage(folder: Path) -> None:
+    """Make the registry's files something else."""
+    for file in folder.glob("registry.db*"):
+        file.write_bytes(b"this is no database " * 400)
+
+
+async def test_a_registry_that_fails_does_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.observability.repeated._OF_SOURCE", 2)
+    monkeypatch.setattr("tunnelmux.api.problems._failures", RepeatedLines("registry failed"))
+    with capture_logs() as lines:
+        async with live_api(tmp_path) as api:
+            damage(tmp_path)
+            for number in range(4):
+                answer = await api.call("GET", "/api/devices", f"tmx_{number}{'a' * 42}")
+                assert (answer.status_code, answer.json()["code"]) == (503, "registry_failed")
+    assert len([line for line in lines if line["event"] == "registry failed"]) == 2
 
 
 @pytest.mark.parametrize(

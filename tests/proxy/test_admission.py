@@ -304,6 +304,22 @@ async def test_callers_get_in_within_2_s_beside_2000_silent_connections_of_one_a
                 await trio.aclose_forcefully(caller)
 
 
+async def test_half_a_request_of_many_addresses_keeps_no_caller_out() -> None:
+    """What a stranger sends proves nothing: a first byte kept its place for as long as it liked."""
+    async with running(with_internal(max_callers=8)) as proxy:
+        address = proxy.internal_address
+        assert address is not None
+        strangers = [await dial_from(f"127.0.1.{number}", address) for number in range(1, 9)]
+        for stranger in strangers:
+            await stranger.send_all(HEALTH[:20])
+        with trio.fail_after(30):
+            caller = await dial_from("127.0.0.3", address)
+            await caller.send_all(HEALTH)
+            assert (await caller.receive_some()).startswith(b"HTTP/1.1 200 ")
+        for stream in (*strangers, caller):
+            await trio.aclose_forcefully(stream)
+
+
 async def test_callers_who_have_said_nothing_have_no_task(
     mock_clock: trio.testing.MockClock,
 ) -> None:
