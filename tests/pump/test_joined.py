@@ -34,6 +34,8 @@ class Chain:
     far: Stream
     node: tuple[Session, Session]
     """The node's two sessions: with the other node, and with the device."""
+    peers: tuple[Session, Session]
+    """The other ends of these: of the other node, and of the agent."""
     joining: trio.CancelScope
     over: trio.Event
 
@@ -46,7 +48,7 @@ class Chain:
 
 
 @asynccontextmanager
-async def chained(way: str) -> AsyncIterator[Chain]:
+async def chained(way: str, agent_limits: Limits = LIMITS) -> AsyncIterator[Chain]:
     async with open_pump() as pump, trio.open_nursery() as nursery:
         middle = pump if way == "pump" else None
         hop, device = await tls_pair(*tls_contexts()), await socket_pair()
@@ -54,7 +56,7 @@ async def chained(way: str) -> AsyncIterator[Chain]:
             open_session(hop[0], is_client=True, limits=LIMITS) as visiting,
             open_session(hop[1], is_client=False, limits=LIMITS, pump=middle) as hop_end,
             open_session(device[0], is_client=True, limits=LIMITS, pump=middle) as device_end,
-            open_session(device[1], is_client=False, limits=LIMITS) as agent,
+            open_session(device[1], is_client=False, limits=agent_limits) as agent,
         ):
             while way == "pump" and (hop_end.tunnel is None or device_end.tunnel is None):
                 await trio.lowlevel.checkpoint()
@@ -62,7 +64,8 @@ async def chained(way: str) -> AsyncIterator[Chain]:
             taken = await hop_end.accept_stream()
             onward = await device_end.open_stream()
             far = await agent.accept_stream()
-            chain = Chain(near, far, (hop_end, device_end), trio.CancelScope(), trio.Event())
+            node, peers = (hop_end, device_end), (visiting, agent)
+            chain = Chain(near, far, node, peers, trio.CancelScope(), trio.Event())
 
             async def run() -> None:
                 with chain.joining:
@@ -139,6 +142,44 @@ async def test_megabytes_cross_each_other_unharmed(way: str) -> None:
                 nursery.start_soon(receive, chain.near, "far")
         await chain.is_over()
     assert received == {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()}
+
+
+SMALL = Limits(max_stream_window=262_144, max_frame_payload=100)
+
+
+async def test_small_frames_that_came_together_leave_in_a_large_one() -> None:
+    said = random.Random(2).randbytes(20_000)
+    async with chained("pump", SMALL) as chain:
+        heard, agents = (session.bytes_received for session in (chain.peers[0], chain.node[1]))
+        await chain.far.send_all(said)
+        with trio.fail_after(30):
+            assert await next_bytes(chain.near, len(said)) == said
+        # 200 frames came. Each that leaves costs a header of 12 bytes.
+        assert chain.node[1].bytes_received - agents >= len(said) + 200 * 12
+        assert chain.peers[0].bytes_received - heard < len(said) + 100 * 12
+
+
+async def test_small_frames_of_two_streams_do_not_mix() -> None:
+    dice = random.Random(3)
+    sent = [dice.randbytes(300_000) for _ in range(2)]
+    received = [b"", b""]
+
+    async def receive(stream: Stream, number: int) -> None:
+        received[number] = await next_bytes(stream, len(sent[number]))
+
+    async with chained("pump", SMALL) as chain, trio.open_nursery() as nursery:
+        near = await chain.peers[0].open_stream()
+        taken = await chain.node[0].accept_stream()
+        onward = await chain.node[1].open_stream()
+        far = await chain.peers[1].accept_stream()
+        nursery.start_soon(join, taken, onward)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as transfers:
+                for number, (source, sink) in enumerate([(chain.far, chain.near), (far, near)]):
+                    transfers.start_soon(source.send_all, sent[number])
+                    transfers.start_soon(receive, sink, number)
+        nursery.cancel_scope.cancel()
+    assert received == sent
 
 
 async def test_who_does_not_read_stops_the_sender_at_a_bounded_number_of_bytes() -> None:

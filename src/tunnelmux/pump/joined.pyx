@@ -1,18 +1,20 @@
 """Two streams of two sessions, joined: what comes on one leaves on the other.
 
 Payload goes from the pump's input buffer into the output buffer of the other session's tunnel, as
-frames of the other stream. What that stream's window or its tunnel does not take now is kept in the
-inbox of the stream that it came on, bounded by its window: the peer gets credit for what was passed
-on only. An orderly end is passed on as one, every other end as a reset, behind what came before it.
+frames of the other stream. A piece that follows another one in the same buffer lengthens its frame,
+so that what comes in many small frames leaves in a large one. What that stream's window or its
+tunnel does not take now is kept in the inbox of the stream that it came on, bounded by its window:
+the peer gets credit for what was passed on only. An orderly end is passed on as one, every other
+end as a reset, behind what came before it.
 The docstrings of the public names are in `joined.pyi`.
 """
 
 cimport cython
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from tunnelmux._frame cimport HEADER_BYTES
+from tunnelmux._frame cimport HEADER_BYTES, write_u32
 from tunnelmux.pump.epoll cimport Member
 from tunnelmux.pump.tunnel cimport SENSIBLE, Tunnel
 from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
@@ -49,7 +51,8 @@ def join_streams(Tunnel one_tunnel not None, EngineStream one not None,
 @cython.final
 cdef class JoinedStream(Member):
     # A member without a descriptor, and so not in the pump's table: it owns its stream, which keeps
-    # it alive. `other` is None once both are over.
+    # it alive. `other` is None once both are over. Its last frame ends the other tunnel's buffer,
+    # and can become longer, while that is the buffer of message `frame_message`, filled to `frame_end`.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.wait_link, <void *>self)
@@ -110,11 +113,8 @@ cdef class JoinedStream(Member):
         cdef EngineStream onward
         cdef Tunnel tunnel
         cdef Py_ssize_t passed = 0, room, part
-        cdef uint8_t *gap
-        if self.other is None:
-            return 0
-        onward, tunnel = self.other.stream, self.other.tunnel
-        while passed < size:
+        while passed < size and self.other is not None:
+            onward, tunnel = self.other.stream, self.other.tunnel
             if tunnel.engine.frame_room(onward) == 0:
                 if onward.sendable():  # the next flush first sends what Python has queued
                     self.wait_for_flush(tunnel)
@@ -122,16 +122,35 @@ cdef class JoinedStream(Member):
             part = min(min(onward.send_window.credit_, LARGEST), size - passed)
             room = tunnel.space()
             if room < min(part, SENSIBLE):
+                if tunnel.send_gathered():
+                    continue
                 self.wait_for_flush(tunnel)
                 break
-            part = min(part, room)
-            gap = tunnel.place()
-            memcpy(gap + HEADER_BYTES, data + passed, part)
-            tunnel.engine.place_frame(onward, gap, part)
-            tunnel.filled += HEADER_BYTES + part
-            tunnel.mark_dirty()
-            passed += part
+            passed += self.place(onward, tunnel, data + passed, min(part, room))
         return passed
+
+    cdef Py_ssize_t place(self, EngineStream onward, Tunnel tunnel, const uint8_t *data,
+                          Py_ssize_t size) except -1:
+        """Put bytes behind those of the last frame, if that is this stream's and takes more, else
+        in a frame of their own; how many bytes that were."""
+        cdef uint8_t *gap = tunnel.place()
+        if 0 < self.frame_size < LARGEST and (
+            self.frame_message == tunnel.messages and self.frame_end == tunnel.filled
+        ):
+            size = min(size, LARGEST - self.frame_size)
+            memcpy(gap, data, size)
+            self.frame_size += size
+            write_u32(gap + size - self.frame_size - 4, <uint32_t>self.frame_size)
+            tunnel.engine.spend(onward, size)
+        else:
+            memcpy(gap + HEADER_BYTES, data, size)
+            tunnel.engine.place_frame(onward, gap, size)
+            tunnel.filled += HEADER_BYTES
+            self.frame_size = size
+        tunnel.filled += size
+        self.frame_message, self.frame_end = tunnel.messages, tunnel.filled
+        tunnel.mark_dirty()
+        return size
 
     cdef int carry(self) except -1:
         """Pass on what the inbox holds, and then the end, if that has come."""

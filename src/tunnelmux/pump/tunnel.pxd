@@ -24,6 +24,7 @@ cdef class Tunnel(Member):
     cdef bint masks
     cdef uint8_t *fill
     cdef Py_ssize_t filled
+    cdef int64_t messages
     cdef uint8_t *out
     cdef Py_ssize_t out_at
     cdef Py_ssize_t out_end
@@ -48,5 +49,7 @@ cdef class Tunnel(Member):
     cdef int read_frames(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int after_touch(self) except -1
     cdef bint seal(self) except -1
+    cdef bint send_gathered(self) except -1
+    cdef bint send_message(self) except -1
     cdef bint push_out(self) except -1
     cdef void resume_waiting(self) noexcept

@@ -259,10 +259,8 @@ cdef class Tunnel(Member):
     cdef bint seal(self) except -1:
         """Make one message of all that waits to be sent; False when nothing waits."""
         cdef Pump pump = self.pump
-        cdef const uint8_t *mask = NULL
         cdef uint8_t *payload
-        cdef Py_ssize_t size, end
-        cdef bytes frame
+        cdef Py_ssize_t size
         if self.engine.wants_send_() and OUTPUT - self.filled >= SENSIBLE:
             payload = self.place()
             size = self.engine.drain(payload, OUTPUT - self.filled, pump.now)
@@ -273,6 +271,22 @@ cdef class Tunnel(Member):
                 pump.give_buffer(self.fill)
                 self.fill = NULL
             return False
+        return self.send_message() or True
+
+    cdef bint send_gathered(self) except -1:
+        """Send what relays have gathered now, and make room for more, if the socket takes it. The
+        engine is not asked for more, so that a relay may call this while it is given payload."""
+        if not self.registered or self.filled == 0 or self.is_sending():
+            return False
+        return self.send_message()
+
+    cdef bint send_message(self) except -1:
+        """Make one message of what is gathered, and of control frames. True when all was sent."""
+        cdef Pump pump = self.pump
+        cdef const uint8_t *mask = NULL
+        cdef uint8_t *payload
+        cdef Py_ssize_t end
+        cdef bytes frame
         self.place()
         payload = self.fill + MAX_FRAME_HEAD
         self.out_at = MAX_FRAME_HEAD
@@ -294,7 +308,8 @@ cdef class Tunnel(Member):
         self.out, self.out_end = self.fill, end
         self.fill = NULL
         self.filled = 0
-        return self.push_out() or True
+        self.messages += 1
+        return self.push_out()
 
     cdef bint is_sending(self) except -1:
         """Whether there is a message that was made and is not yet sent."""
