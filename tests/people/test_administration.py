@@ -129,4 +129,5 @@ def test_a_device_that_shows_a_code_is_approved(installation: Installation) -> N
 def test_a_proxy_alone_keeps_no_accounts(installation: Installation) -> None:
     result = installation.run("device", "disable", "dev1", env=installation.by_proxy)
     assert result.returncode == 3
-    assert b"is a proxy, which keeps no accounts" in result.stderr
+    assert b"is a proxy, which keeps no accounts, and this needs tunnelmux-api" in result.stderr
+    assert b"tunnelmux forward" in result.stderr

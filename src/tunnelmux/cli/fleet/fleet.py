@@ -103,8 +103,9 @@ class Fleet(abc.ABC):
     def administration_missing(self) -> NotAllowed:
         """The error of commands that need tunnelmux-api."""
         return NotAllowed(
-            f"{self.server} is a proxy, which keeps no accounts: devices, tokens and invitations "
-            "of such an installation stand in its proxy.toml"
+            f"{self.server} is a proxy, which keeps no accounts, and this needs tunnelmux-api. "
+            "A proxy has its devices and tokens in proxy.toml, or lets them in by tunnelmux-proxy "
+            "invite; their services are reached by tunnelmux forward, ssh and curl"
         )
 
 
