@@ -115,10 +115,12 @@ async def test_devices_of_a_killed_node_are_lost_and_connect_elsewhere(
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_devices_of_a_node_that_hangs_are_lost_and_connected_when_it_goes_on(
-    daemons: DaemonSet,
+    daemons: DaemonSet, workers: int
 ) -> None:
-    async with installed(daemons) as (nodes, _, _, heard):
+    """Of a node of several workers, the parent hangs."""
+    async with installed(daemons, workers) as (nodes, _, _, heard):
         nodes["b"].send_signal(signal.SIGSTOP)
         try:
             await heard.more("lost", "b")
