@@ -301,6 +301,25 @@ async def test_an_agent_that_leaves_during_the_handshake_is_one_log_line(
     assert [line["event"] for line in logs] == ["tunnel handshake failed"]
 
 
+async def test_what_ends_without_a_session_is_told_once(nursery: trio.Nursery) -> None:
+    """A health check that connects and says nothing among it."""
+    bench = TunnelBench(nursery)
+    left: list[str] = []
+    bench.server.tell_left = lambda: left.append("left")
+    await (await bench.connect_raw()).aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(left) == 1
+    with pytest.raises(ConnectRefused):
+        async with bench.dial("no-token"):
+            pass
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(left) == 2
+    async with bench.dial():
+        await bench.arrived()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (len(left), bench.server.sessions) == (2, [])
+
+
 class ReloadedMeanwhile(DeviceRegister):
     """A reload takes every device away right after a token was found good."""
 

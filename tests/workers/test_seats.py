@@ -8,7 +8,9 @@ import pytest
 import trio
 
 from tunnelmux.proxy.workers.link import Link, Reply
+from tunnelmux.proxy.workers.parent import WorkersParent
 from tunnelmux.proxy.workers.seats import AgentDesk, Bound, Seat, SocketIODesk
+from tunnelmux.proxy.workers.worker import Worker
 
 
 class Unheard:
@@ -92,6 +94,35 @@ async def test_one_worker_has_socketio_agents_until_it_ends() -> None:
         assert desk.holder == "worker-2"
         nursery.cancel_scope.cancel()
     bench.close()
+
+
+async def test_a_connection_that_ended_without_a_session_is_no_load() -> None:
+    """Such as a load balancer's, which connects and closes."""
+    parent = WorkersParent(2, ["unused"], history=1)
+    bench = Bench(AgentDesk)
+    ours, theirs = socket.socketpair()
+    worker = Worker(theirs, "worker-1", "1")
+    first, second = bench.seats
+    told = trio.Event()
+
+    class Heard(Unheard):
+        def hear(self, what: str, body: bytes, descriptors: object) -> None:
+            parent.hear(first, what, body)
+            told.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Link(ours, Heard()).run)
+        nursery.start_soon(worker.run)
+        await bench.listen(nursery)
+        await bench.connect()
+        assert (first.load, second.load) == (1, 0)
+        worker.tell_left()
+        with trio.fail_after(30):
+            await told.wait()
+        assert (first.load, second.load) == (0, 0)
+        nursery.cancel_scope.cancel()
+    bench.close()
+    theirs.close()
 
 
 def test_none_has_them_while_none_runs() -> None:

@@ -70,6 +70,7 @@ class Surroundings:
 
         internal.others = self.siblings
         self.worker.on_agent = listeners.adopt
+        tunnel.tell_left = self.worker.tell_left
         self.worker.on_enrolled, tunnel.tell_enrolled = (
             tunnel.take_enrolled,
             self.worker.tell_enrolled,

@@ -179,6 +179,8 @@ class TunnelServer:
         self._enrolment = enrolment
         self.tell_enrolled: Callable[[], Awaitable[None]] | None = None
         """Tells the other processes of this proxy that a device has enrolled."""
+        self.tell_left: Callable[[], None] | None = None
+        """Called for each connection that has ended before its session began."""
         self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
@@ -201,16 +203,20 @@ class TunnelServer:
 
     async def handle(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
         """Serve one connection of an agent until it ends. Failures are logged, not raised."""
+        had_session = False
         try:
-            await self._serve(stream, remote, place)
+            had_session = await self._serve(stream, remote, place)
         except ConnectError as error:
             self.figures.refused[_NO_HANDSHAKE] += 1
             if self._failures.may_write(place.source):
                 _log.info("tunnel handshake failed", remote=remote, cause=str(error))
         finally:
             place.leave()
+            if self.tell_left is not None and not had_session:
+                self.tell_left()
 
-    async def _serve(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
+    async def _serve(self, stream: trio.abc.Stream, remote: str, place: Place) -> bool:
+        """Whether there was a session."""
         opening = None
         with trio.CancelScope() as handshake:
             place.on_give_way = handshake.cancel
@@ -222,14 +228,14 @@ class TunnelServer:
         if handshake.cancelled_caught:
             await abort(stream)
         if opening is None:
-            return
+            return False
         admitted, accepted = opening
         if admitted.only_measures:
             await self._measurements.serve(
                 admitted.device.name, accepted, self.settings.ingress, self.settings.limits
             )
             _log.info("way measured", device=admitted.device.name, remote=remote)
-            return
+            return False
         await self._store.expect(admitted.device.name)
         async with accepted as websocket:
             session = Session(
@@ -243,7 +249,7 @@ class TunnelServer:
             def farewell(address: str) -> None:
                 websocket.goodbye = (CLOSE_REPLACED, address[:_LONGEST_ADDRESS])
 
-            await self._hold(session, websocket, admitted, remote, farewell)
+            return await self._hold(session, websocket, admitted, remote, farewell)
 
     async def _shake_hands(
         self, stream: trio.abc.Stream, remote: str, place: Place
@@ -523,17 +529,14 @@ class TunnelServer:
         for handle in before:
             await handle.close("another machine joined in its place (invite --replace)")
 
-    async def _hold(
+    def _handle_of(
         self,
         session: Session,
-        websocket: WebSocketStream,
         admitted: _Admitted,
         remote: str,
         farewell: Callable[[str], None],
-    ) -> None:
-        """Register the session, run it until it is over, and log it."""
+    ) -> LocalHandle:
         device = admitted.device
-        started = trio.current_time()
         handle = LocalHandle(
             session,
             # For callers of the internal API, who must not see the device's own token.
@@ -550,8 +553,23 @@ class TunnelServer:
         handle.relayed = admitted.relayed
         handle.timeouts = admitted.timeouts
         handle.default_service = admitted.default_service
+        return handle
+
+    async def _hold(
+        self,
+        session: Session,
+        websocket: WebSocketStream,
+        admitted: _Admitted,
+        remote: str,
+        farewell: Callable[[str], None],
+    ) -> bool:
+        """Register the session, run it until it is over, and log it. Whether it was registered."""
+        device = admitted.device
+        started = trio.current_time()
+        handle = self._handle_of(session, admitted, remote, farewell)
         self._live.add(handle)
         is_told = self._told.may_write(device.name)
+        is_registered = False
         try:
             if self.is_draining:
                 session.go_away()
@@ -562,6 +580,7 @@ class TunnelServer:
                 await handle.close("its agent was gone before the session began")
             else:
                 await self._store.register(handle.token, handle)
+                is_registered = True
                 if is_told:
                     _log.info("session started", device=device.name, remote=remote)
                 if self._registered is not None:
@@ -576,6 +595,7 @@ class TunnelServer:
                         assists=admitted.assists,
                     )
             await session.run()
+            return is_registered
         finally:
             self._live.discard(handle)
             self.figures.add(handle)

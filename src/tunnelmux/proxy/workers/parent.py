@@ -50,6 +50,7 @@ from tunnelmux.proxy.workers.words import (
     EVENT,
     FIGURES,
     HAS_SOCKETIO,
+    LEFT,
     LISTEN,
     MAKE_WAY,
     MOVE,
@@ -476,8 +477,10 @@ class WorkersParent:
             if event is not None:
                 self._pass_on([event])
             had, seat.sessions = seat.sessions, self._events.sessions_of(seat.name)
-            if seat.sessions > had and seat.expected:
-                seat.expected.popleft()
+            if seat.sessions > had:
+                seat.expect_one_less()
+        elif what == LEFT:
+            seat.expect_one_less()
         elif what == FIGURES:
             seat.figures = body
         elif what == SEATED:

@@ -32,7 +32,8 @@ _FAILED_ACCEPT_PAUSE = 0.1
 # Seconds until a failed accept is tried again; mostly no descriptor was left.
 
 _EXPECTED = 10.0
-# Seconds after which an agent that was passed on and has no session no longer counts.
+# Seconds after which an agent that was passed on and has no session no longer counts, where its
+# worker has told of no end either.
 
 
 @dataclass(eq=False)
@@ -60,6 +61,11 @@ class Seat:
         while self.expected and self.expected[0] < trio.current_time():
             self.expected.popleft()
         return self.sessions + len(self.expected)
+
+    def expect_one_less(self) -> None:
+        """Note that a connection that was passed to it has a session now, or has ended."""
+        if self.expected:
+            self.expected.popleft()
 
     @property
     def serving_link(self) -> Link | None:

@@ -15,6 +15,7 @@ __all__ = [
     "EVENT",
     "FIGURES",
     "HAS_SOCKETIO",
+    "LEFT",
     "LISTEN",
     "MAKE_WAY",
     "MOVE",
@@ -93,6 +94,9 @@ AGENT = "agent"
 
 SEATED = "seated"
 """Worker tells: it has taken one such connection."""
+
+LEFT = "left"
+"""Worker tells: one such connection has ended before it had a session."""
 
 FIGURES = "figures"
 """Worker tells: its metrics, as they were last shown."""

@@ -25,6 +25,7 @@ from tunnelmux.proxy.workers.words import (
     EVENT,
     FIGURES,
     HAS_SOCKETIO,
+    LEFT,
     LISTEN,
     MAKE_WAY,
     MOVE,
@@ -112,6 +113,11 @@ class Worker(Binder):
     def record(self, event: SessionEvent) -> None:
         """Report an event of this worker to all workers."""
         self._tell(EVENT, msgspec.json.encode(event))
+
+    def tell_left(self) -> None:
+        """Tell the parent that a connection that it accepted for agents has ended and had no
+        session."""
+        self._tell(LEFT)
 
     def tell_figures(self, text: bytes) -> None:
         """Send the parent this worker's metrics, as they were last shown."""
