@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -51,6 +52,30 @@ def test_a_tenant_that_reaches_its_bound_stops_and_another_goes_on(tmp_path: Pat
             await recording.close({})
         assert (first.problem, other.problem) == ("", "")
         assert len(stops) == 1
+
+    asyncio.run(main())
+
+
+def test_a_recording_that_goes_on_is_not_removed_however_old_its_files_are(tmp_path: Path) -> None:
+    """By this gateway, or by another one with the same folder."""
+    space = RecordingSpace(tmp_path, 1 << 30, 0)
+
+    def age(path: Path, *suffixes: str) -> None:
+        for suffix in suffixes:
+            os.utime(path.with_suffix(suffix), (1000, 1000))
+
+    async def main() -> None:
+        recording = new_recording(space, "a", "1", [])
+        recording.begin(80, 24, "xterm")
+        path = recording.path
+        age(path, ".cast", ".index", ".json")
+        assert remove_old(tmp_path, 3600).removed == 0
+        await recording.close({"ended": "now"})  # which writes its .json file
+        age(path, ".cast", ".index")
+        assert remove_old(tmp_path, 3600).removed == 0
+        age(path, ".json")
+        assert remove_old(tmp_path, 3600).removed == 3
+        assert not list(path.parent.iterdir())
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from tunnelmux.gateway.recording_space import RecordingSpace, on_disk
+from tunnelmux.gateway.recording_space import RecordingSpace, keep_open, on_disk
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import IndexPoint
 
@@ -110,6 +110,7 @@ class Recording:
             if problem:
                 raise RecordingStopped(f"no recording can be made: {problem}")
             self._file = self._new_file(self.path)
+            keep_open(self._file.fileno())
             self._index = self._new_file(self.path.with_suffix(".index"))
             self._write(json.dumps(header).encode("utf-8") + b"\n", [])
             self._taken = self._size

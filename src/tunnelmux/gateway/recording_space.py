@@ -7,16 +7,18 @@ has just started does not keep its first sessions waiting for the count.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunnelmux.observability import get_logger
 
-__all__ = ["RecordingSpace", "Tidied", "on_disk", "remove_old"]
+__all__ = ["RecordingSpace", "Tidied", "keep_open", "on_disk", "remove_old"]
 
 _log = get_logger("gateway")
 
@@ -44,8 +46,32 @@ class Tidied:
     """The bytes of those that stay, by the tenant's id."""
 
 
+def keep_open(descriptor: int) -> None:
+    """Mark this `.cast` file as one that is being written, until it is closed: no gateway with the
+    same folder removes anything of it, however long nothing happens in the session."""
+    with suppress(OSError):  # a network file system without locks: then its age alone counts
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _may_go(file: Path, oldest: float) -> bool:
+    """Whether nothing was written of the recording of this old file since then, and nothing will
+    be."""
+    for ending in _SUFFIXES:
+        with suppress(FileNotFoundError):
+            if file.with_suffix(ending).stat().st_mtime >= oldest:
+                return False
+    try:
+        with file.with_suffix(".cast").open("rb") as cast:
+            fcntl.flock(cast, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # it is not there, or there are no locks
+    return True
+
+
 def remove_old(folder: Path, keep: float) -> Tidied:
-    """Remove recordings that are older than `keep` seconds, and count what is left."""
+    """Remove recordings that ended more than `keep` seconds ago, and count what is left."""
     removed = 0
     left: Counter[str] = Counter()
     oldest = time.time() - keep
@@ -54,7 +80,8 @@ def remove_old(folder: Path, keep: float) -> Tidied:
             about = file.stat()
             if file.is_dir():
                 continue
-            if file.suffix in _SUFFIXES and about.st_mtime < oldest:
+            is_old = file.suffix in _SUFFIXES and about.st_mtime < oldest
+            if is_old and _may_go(file, oldest):
                 file.unlink(missing_ok=True)
                 removed += 1
                 continue
