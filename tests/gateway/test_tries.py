@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from support.hostile_ssh import HostileClient
 from tunnelmux.config.gateway import GatewayLimits, TunnelsConfig
 from tunnelmux.gateway.connection import PersonConnection
+from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.reverse import DeviceTunnel
 
 
@@ -27,6 +28,7 @@ class Gateway:
         )
         self.bridge = SimpleNamespace(loop=asyncio.get_running_loop())
         self.authority = self.confirmations = None
+        self.lines = Lines()
         self.over: asyncio.Future[bool] = self.bridge.loop.create_future()
 
     def left(self, _connection: PersonConnection, *, failed: bool) -> None:
@@ -85,7 +87,8 @@ def tunnel_of(wire: Wire, loop: Any) -> DeviceTunnel:
     bridge: Any = SimpleNamespace(loop=loop, soon=lambda *_: None)
     device: Any = SimpleNamespace(label="old1")
     nothing: Any = None
-    return DeviceTunnel(bridge, nothing, TunnelsConfig(url="wss://p"), wire, device, "192.0.2.7", 4)
+    config = TunnelsConfig(url="wss://p")
+    return DeviceTunnel(bridge, Lines(), nothing, config, wire, device, "192.0.2.7", 4)
 
 
 async def test_a_device_that_asks_for_forwards_in_vain_for_ever_is_ended() -> None:
@@ -97,6 +100,17 @@ async def test_a_device_that_asks_for_forwards_in_vain_for_ever_is_ended() -> No
     assert wire.ended == ["it asks for too many forwards that are refused"]
     assert len(wire.told) < 200
     assert sum(map(len, wire.told)) < 50_000 and len(str(logs)) < 100_000
+
+
+async def test_a_device_that_connects_in_a_loop_has_some_lines_a_minute() -> None:
+    lines = Lines()
+    with capture_logs() as logs:
+        for _ in range(1000):
+            lines.write("ssh device connected", "old1", device="old1", address="192.0.2.7")
+        lines.write("ssh device connected", "another", device="another", address="192.0.2.7")
+    written = [line["device"] for line in logs if line["event"] == "ssh device connected"]
+    assert written == ["old1"] * 30 + ["another"]
+    assert "lines left out" in {line["event"] for line in logs}
 
 
 async def test_a_device_has_so_many_sessions_and_one_time_to_end() -> None:

@@ -29,6 +29,7 @@ from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.recording import Recording, RecordingStopped
 from tunnelmux.gateway.recording_space import RecordingSpace, remove_old
 from tunnelmux.gateway.relay import PersonSession, Request
@@ -36,7 +37,7 @@ from tunnelmux.gateway.side_channels import WINDOW, SideChannel
 from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
-from tunnelmux.observability import RepeatedLines, get_logger
+from tunnelmux.observability import get_logger
 from tunnelmux.registry import (
     Actor,
     Change,
@@ -90,9 +91,8 @@ class Gateway:
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
         rules = config.recording
         self._space = RecordingSpace(self.recordings, rules.max_bytes_per_tenant, rules.min_free)
-        self._refused_recordings = RepeatedLines("recording refused")
+        self.lines = Lines()
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
-        self._failed_logins = RepeatedLines("ssh login failed")
         self.connections: set[PersonConnection] = set()
         self.looks = 0
         """How often uses were judged again, because the registry had changed. What is just being
@@ -111,8 +111,8 @@ class Gateway:
     def left(self, connection: PersonConnection, *, failed: bool) -> None:
         """A connection is over."""
         if failed:
-            if self._failed_logins.may_write(source_of(connection.address)):
-                _log.info("ssh login failed", address=connection.address)
+            source = source_of(connection.address)
+            self.lines.write("ssh login failed", source, address=connection.address)
             self.bridge.soon(self.failures.count, connection.address)
         self.connections.discard(connection)
         if not self.connections:
@@ -180,8 +180,10 @@ class Gateway:
         try:
             recording.begin(columns, rows, request.term)
         except RecordingStopped as exc:
-            if self._refused_recordings.may_write(access.tenant_id):
-                _log.error("recording refused", tenant=access.tenant_id, problem=str(exc))
+            tenant = access.tenant_id
+            self.lines.write(
+                "recording refused", tenant, level="error", tenant=tenant, problem=str(exc)
+            )
             raise
 
     def new_file_record(
@@ -293,7 +295,12 @@ class Gateway:
         access: Access,
         details: dict[str, object],
     ) -> None:
-        _log.info(event, person=access.person.name, device=access.device.label, **details)
+        about: dict[str, Any] = {"person": access.person.name, "device": access.device.label}
+        about |= details
+        if access.lease is None:
+            _log.info(event, **about)  # of what an operator does without a lease, nothing else says
+        else:
+            self.lines.write(event, access.person.name, **about)
         connection.lane.spawn(self.authority.note, access, connection.address, what, details)
 
     # -- in Trio --------------------------------------------------------------------------------
@@ -389,7 +396,6 @@ class Listener:
         # Until its log-in a connection gives way to newer ones: strangers send some bytes too.
         self._lobby = Lobby(bytes_count=False)
         self._slow_lane = SlowLane()
-        self._refusals = RepeatedLines("ssh connection refused")
 
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
         """For as long as the gateway takes connections."""
@@ -434,7 +440,13 @@ class Listener:
                 pass  # another connection got its place
             except (BadProxyHead, OSError, trio.TooSlowError) as exc:
                 problem = str(exc) or f"no head came within {_HEAD_TIMEOUT:g} s"
-                _log.warning("no PROXY protocol head", address=balancer, problem=problem)
+                self._gateway.lines.write(
+                    "no PROXY protocol head",
+                    balancer.rpartition(":")[0],
+                    level="warning",
+                    address=balancer,
+                    problem=problem,
+                )
                 sock.close()
             else:
                 place.leave()
@@ -448,8 +460,12 @@ class Listener:
     def _take(self, sock: trio.socket.SocketType, host: str) -> None:
         """Take a connection from this address, if there may be one."""
         if self._allowed and host not in self._networks:
-            if self._refusals.may_write(source_of(host)):
-                _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
+            self._gateway.lines.write(
+                "ssh connection refused",
+                source_of(host),
+                address=host,
+                reason="not in gateway.allow",
+            )
             sock.close()
         elif (place := self._admission.enter(host)) is None:
             sock.close()

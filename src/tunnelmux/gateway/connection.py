@@ -31,7 +31,6 @@ from tunnelmux.gateway.side_channels import (
     take_requests,
 )
 from tunnelmux.gateway.upstream import SshdRefused, log_in
-from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
 from tunnelmux.ssh.back_pressure import BackPressure
 from tunnelmux.ssh.session_channel import new_session_channel
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from tunnelmux.gateway.app import Gateway
 
 __all__ = ["TAKEN_BACK", "PersonConnection"]
-
-_log = get_logger("gateway")
 
 _OF_TICKET = "."
 # Stands for the device of the person's ticket. No device can have this name.
@@ -114,6 +111,7 @@ class PersonConnection(asyncssh.SSHServer):
             self._bridge,
             self._gateway.authority,
             self._gateway.confirmations,
+            self._gateway.lines,
             conn.validate_public_key,
             self.address,
             limits.max_tries,
@@ -199,7 +197,8 @@ class PersonConnection(asyncssh.SSHServer):
         if self._proof is not None and self._proof.device is not None:
             self._begin_device(self._proof.device)
             return
-        _log.info("ssh login", person=self.person.name, address=self.address)
+        name = self.person.name
+        self._gateway.lines.write("ssh login", name, person=name, address=self.address)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._is_lost = True
@@ -222,6 +221,7 @@ class PersonConnection(asyncssh.SSHServer):
     def _begin_device(self, device: SshDevice) -> None:
         self._tunnel = DeviceTunnel(
             self._bridge,
+            self._gateway.lines,
             self._gateway.registry,
             self._gateway.config.tunnels,
             self._connection,
@@ -299,8 +299,9 @@ class PersonConnection(asyncssh.SSHServer):
         self._watch(session, access)
         if looks != gateway.looks:
             await self._judge_again(access)
-        _log.info(
+        gateway.lines.write(
             "ssh session begins",
+            self.person.name,
             person=self.person.name,
             device=access.device.label,
             account=account,

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Literal
 
 from asyncssh import KeyImportError
 from asyncssh.public_key import SSHOpenSSHCertificate, decode_ssh_certificate
@@ -21,13 +22,12 @@ from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Authority, Person
 from tunnelmux.gateway.confirmation import Asked, Confirmations
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.names import Login, parse_login
-from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
+from tunnelmux.transports.admission import source_of
 
 __all__ = ["Proof", "fingerprint_of"]
-
-_log = get_logger("gateway")
 
 _MAY_BE_DEVICE = re.compile(r"[^\s@#]{1,128}")
 # A user name with a device after an @ belongs to a person.
@@ -64,6 +64,7 @@ class Proof:
         bridge: Bridge,
         authority: Authority,
         confirmations: Confirmations,
+        lines: Lines,
         check: Check,
         address: str,
         max_tries: int,
@@ -87,6 +88,7 @@ class Proof:
         self._bridge = bridge
         self._authority = authority
         self._confirmations = confirmations
+        self._lines = lines
         self._check = check
         self._address = address
         self._max_tries = max_tries
@@ -186,7 +188,7 @@ class Proof:
                 self._confirmations.ask, self.unknown, self._address
             )
         except RegistryError as exc:
-            _log.info("no code for a key", address=self._address, problem=str(exc))
+            self._say("no code for a key", "info", exc)
             return None
         return self._asked.code
 
@@ -246,4 +248,8 @@ class Proof:
 
     def _tell_away(self, exc: Exception) -> None:
         self.is_away = True
-        _log.warning("identity not looked up", address=self._address, problem=str(exc))
+        self._say("identity not looked up", "warning", exc)
+
+    def _say(self, event: str, level: Literal["info", "warning"], exc: Exception) -> None:
+        source = source_of(self._address)
+        self._lines.write(event, source, level=level, address=self._address, problem=str(exc))

@@ -31,6 +31,7 @@ from tunnelmux.config.assist import AssistConfig
 from tunnelmux.errors import ConfigError, ConnectError, RegistryError
 from tunnelmux.gateway.channel_stream import ChannelStream, open_reverse_channel
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.lines import Lines
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Registry, SshDevice
 
@@ -125,6 +126,7 @@ class DeviceTunnel:
     def __init__(
         self,
         bridge: Bridge,
+        lines: Lines,
         registry: Registry,
         endpoint: TunnelsConfig,
         connection: Any,
@@ -134,6 +136,7 @@ class DeviceTunnel:
     ) -> None:
         self.device = device
         self._bridge = bridge
+        self._lines = lines
         self._registry = registry
         self._endpoint = endpoint
         self._connection = connection
@@ -195,7 +198,7 @@ class DeviceTunnel:
 
     def end(self, reason: str) -> None:
         """End the connection, and say why."""
-        _log.info("ssh device ended", device=self.device.label, reason=reason)
+        self._say("ssh device ended", reason=reason)
         sessions = list(self._sessions)
         for session in sessions:
             session.end(reason)
@@ -235,13 +238,17 @@ class DeviceTunnel:
         left = max(0.0, (moment - datetime.now(UTC)).total_seconds())
         self._expiry = self._bridge.loop.call_later(left, self.end, KEY_EXPIRED)
 
+    def _say(self, event: str, **about: Any) -> None:
+        """Log this about the device. One whose ssh connects in a loop has some lines a minute."""
+        self._lines.write(event, self.device.label, device=self.device.label, **about)
+
     def _tell(self, sentence: str) -> None:
         self._refused += 1
         if self._refused > _MOST_REFUSED:
             if self._refused == _MOST_REFUSED + 1:
                 self.end("it asks for too many forwards that are refused")
             return
-        _log.info("ssh device refused", device=self.device.label, problem=sentence)
+        self._say("ssh device refused", problem=sentence)
         self._connection.send_debug(f"tunnelmux: {sentence}", always_display=True)
 
     # -- in Trio --------------------------------------------------------------------------------
@@ -272,11 +279,11 @@ class DeviceTunnel:
                 if token is None:
                     self.end("its SSH key is not good any more")
                     return
-                _log.info("ssh device connected", device=self.device.label, address=self._address)
+                self._say("ssh device connected", address=self._address)
                 await self._serve(token)
         except RegistryError as exc:
             reason = "the registry does not answer now: try again"
-            _log.warning("ssh device not served", device=self.device.label, problem=str(exc))
+            self._say("ssh device not served", level="warning", problem=str(exc))
             self.end(reason)
         except (ConnectError, ConfigError) as exc:
             reason = str(exc)
@@ -294,8 +301,8 @@ class DeviceTunnel:
                 await self._registry.ssh_devices.end(token, reason[:200])
             except RegistryError as exc:
                 # Only this task has the token; the next log-in ends its record too.
-                _log.warning("ssh device not served", device=self.device.label, problem=str(exc))
-        _log.info("ssh device over", device=self.device.label, reason=reason)
+                self._say("ssh device not served", level="warning", problem=str(exc))
+        self._say("ssh device over", reason=reason)
 
     async def _serve(self, token: Secret) -> None:
         with tempfile.TemporaryDirectory(prefix="tunnelmux-") as folder:
@@ -317,7 +324,7 @@ class DeviceTunnel:
         try:
             await run_agent(config, open_target=self._open)
         except (ConnectError, ConfigError) as exc:
-            _log.warning("ssh device not served", device=self.device.label, problem=str(exc))
+            self._say("ssh device not served", level="warning", problem=str(exc))
             self.end("it may not connect any more")
 
     async def _open(self, service: ServiceConfig) -> ChannelStream:
