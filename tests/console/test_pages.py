@@ -440,6 +440,27 @@ async def test_a_device_is_found_by_the_code_that_it_shows(tmp_path: Path) -> No
         assert "finds no device" in await here.page(operator, f"/pair?code={code}")
 
 
+async def test_an_admin_revokes_an_install_key_with_its_devices(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        admin = await here.sign_in("ann", "admin")
+        wish = {"name": EVIL[:100], "max_uses": 5}
+        made = await admin.post(here.api.base + "/api/install-keys", json=wish)
+        joined = {"key": made.json()["key"], "name": "cam-1"}
+        await here.api.call("POST", "/api/pairing/install", json=joined)
+        operator = await here.sign_in("otto", "operator")
+        assert "Install keys" not in await here.page(operator, "/pair")
+        html = await here.page(admin, "/pair")
+        assert EVIL not in html
+        assert "used 1 of 5 times" in html
+        revoke = re.search(r'action="(/api/install-keys/[^"]+/revoke)"', html)
+        assert revoke is not None
+        dialog = html.partition(revoke[0])[2].partition("</dialog>")[0]
+        assert re.findall(r'<option value="(\w+)"', dialog) == ["keep", "disable", "remove"]
+        done = await admin.post(here.api.base + revoke[1], json={"devices": "remove"})
+        assert len(done.json()["removed"]) == 1
+        assert "Install keys" not in await here.page(admin, "/pair")
+
+
 async def test_a_code_for_a_device_comes_with_its_picture(tmp_path: Path) -> None:
     async with console(tmp_path) as here:
         operator = await here.sign_in("otto", "operator")

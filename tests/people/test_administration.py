@@ -6,7 +6,9 @@ import subprocess
 import sys
 from datetime import datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,6 +19,8 @@ from tunnelmux.cli.device_admin import Invitation
 from tunnelmux.registry import parse_public_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+NUMBERS = count(1)
 
 
 def done(installation: Installation, *words: str) -> str:
@@ -124,6 +128,66 @@ def test_a_device_that_shows_a_code_is_approved(installation: Installation) -> N
     assert b"asks at 127.0.0.1, key SHA256:abc will be let in as asks. Say so" in refused.stderr
     done(installation, "invite", "approve", asked["code"], "--name", "asked", "--yes")
     assert installation.json("ls", "asked")[0]["serial"] == "A1"
+
+
+@pytest.fixture
+def line(installation: Installation) -> dict[str, Any]:
+    """An install key by which two devices came."""
+    name = f"line-{next(NUMBERS)}"
+    made = installation.run("install-key", "add", name, "--uses", "5", "--expires", "1")
+    assert b"--install-key-file" in made.stderr
+    key = made.stdout.decode().strip()
+    assert key.startswith("tmk_")
+    for number in (1, 2):
+        wish = {"key": key, "name": f"{name}-{number}"}
+        join = partial(installation.api.call, "POST", "/api/pairing/install", json=wish)
+        assert installation.here(join).status_code == 200
+    return next(key for key in installation.json("install-key", "ls") if key["name"] == name)
+
+
+def test_an_install_key_is_revoked_with_its_devices(
+    installation: Installation, line: dict[str, Any]
+) -> None:
+    name = line["name"]
+    assert (line["uses"], line["max_uses"], line["revoked"]) == (2, 5, None)
+    asked = installation.run("install-key", "revoke", name, "--remove-devices")
+    assert asked.returncode == 2
+    assert b"was used 2 times. The devices that came by it are removed. Say so" in asked.stderr
+    assert installation.json("ls", f"{name}-1")
+    said = done(installation, "install-key", "revoke", name, "--disable-devices", "--yes")
+    assert f'The key "{name}" is revoked.\nDisabled: 2 devices.\n' in said
+    assert installation.json("ls", f"{name}-1")[0]["state"] == "disabled"
+    said = done(installation, "install-key", "revoke", line["id"], "--remove-devices", "--yes")
+    assert "Removed: 2 devices.\n" in said
+    assert name not in done(installation, "ls")
+
+
+def test_an_install_key_that_is_good_no_more_is_listed_if_wished(
+    installation: Installation, line: dict[str, Any]
+) -> None:
+    asked = installation.run("install-key", "revoke", line["name"])
+    assert b"lets no more devices in; those that came by it stay. Say so" in asked.stderr
+    done(installation, "install-key", "revoke", line["name"], "--yes")
+    assert installation.json("ls", f"{line['name']}-1")[0]["state"] == "offline"
+    assert line["id"] not in installation.run("install-key", "ls").stdout.decode()
+    assert "revoked" in done(installation, "install-key", "ls", "--all")
+    of_whole("tunnelmux install-key ls", done(installation, "install-key", "ls", "--all", "--json"))
+    missing = installation.run("install-key", "revoke", "line-none", "--yes")
+    assert missing.returncode == 1
+    assert b'There is no install key "line-none"' in missing.stderr
+
+
+def test_of_several_keys_of_one_name_the_good_one_is_revoked(installation: Installation) -> None:
+    for _ in range(2):
+        done(installation, "install-key", "add", "twin")
+    both = installation.run("install-key", "revoke", "twin", "--yes")
+    assert both.returncode == 1
+    ids = [key["id"] for key in installation.json("install-key", "ls") if key["name"] == "twin"]
+    assert f"give an id, {', '.join(ids)}." in both.stderr.decode()
+    done(installation, "install-key", "revoke", ids[0], "--yes")
+    done(installation, "install-key", "revoke", "twin", "--yes")
+    left = installation.run("install-key", "ls").stdout.decode()
+    assert "twin" not in left
 
 
 def test_a_proxy_alone_keeps_no_accounts(installation: Installation) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from tunnelmux.backend.agent_log import LogLine
-from tunnelmux.cli import device_admin, opening
+from tunnelmux.cli import device_admin, install_keys, opening
 from tunnelmux.cli.doctor.findings import Finding
 from tunnelmux.cli.fleet.inspecting import InspectedRequest, Inspection
 from tunnelmux.cli.fleet.model import Account, Device, DeviceDetails, FleetEvent, SeenRequest
@@ -163,6 +163,7 @@ WHOLE: dict[str, Any] = {
     "tunnelmux inspect replay": InspectedRequest,
     "tunnelmux inspect show": InspectedRequest,
     "tunnelmux inspect start": Inspection,
+    "tunnelmux install-key ls": list[install_keys.InstallKey],
     "tunnelmux invite": device_admin._Made,
     "tunnelmux invite ls": list[device_admin.Invitation],
     "tunnelmux lease approve": Lease,

@@ -19,24 +19,26 @@ if TYPE_CHECKING:
     from tunnelmux.cli.fleet.by_api import ApiFleet
     from tunnelmux.cli.fleet.fleet import Fleet
 
-__all__ = ["device", "invite"]
+__all__ = ["Ended", "confirm", "device", "invite", "run_at_api", "tell_ended"]
 
 T = TypeVar("T")
 
 
-class _Ended(msgspec.Struct):
+class Ended(msgspec.Struct):
+    """What a change has ended, and the proxies that did not confirm it."""
+
     sessions: int
     visits: int
     missing: list[str] = []
 
 
 class _Changed(msgspec.Struct):
-    ended: _Ended
+    ended: Ended
 
 
 class _WithToken(msgspec.Struct):
     token: str
-    ended: _Ended | None = None
+    ended: Ended | None = None
 
 
 class Invitation(msgspec.Struct, kw_only=True):
@@ -64,7 +66,7 @@ class _Invitations(msgspec.Struct):
     next: str | None = None
 
 
-def _run(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -> int:
+def run_at_api(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -> int:
     """Run work that only tunnelmux-api can do."""
 
     async def at_api(fleet: Fleet) -> None:
@@ -77,7 +79,7 @@ def _run(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -
     return run_on_fleet(options, at_api)
 
 
-def _confirm(question: str, yes: bool) -> None:
+def confirm(question: str, yes: bool) -> None:
     """Ask the person at the terminal; a program has to give --yes."""
     if yes:
         return
@@ -86,10 +88,11 @@ def _confirm(question: str, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _tell_ended(ended: _Ended) -> None:
+def tell_ended(ended: Ended) -> None:
+    """Tell a person what a change has ended."""
     parts = []
     if ended.sessions:
-        parts.append("its tunnel")
+        parts.append("its tunnel" if ended.sessions == 1 else f"{ended.sessions} tunnels")
     if ended.visits:
         parts.append(f"{ended.visits} visit{'s' if ended.visits > 1 else ''}")
     if parts:
@@ -134,7 +137,7 @@ def add(name: str, serial: str, labels: tuple[str, ...], **options: Any) -> int:
         click.echo(f"{name} is known. Its token, which is shown only this once:", err=True)
         click.echo(made.token)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -156,7 +159,7 @@ def rename(device: str, name: str, **options: Any) -> int:
         await fleet.client.call("PATCH", path, {"name": name})
         click.echo(f"{device} is called {name} now.")
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @device.command(epilog=examples(("tunnelmux device enable dev1", "Let it connect again.")))
@@ -170,7 +173,7 @@ def enable(device: str, **options: Any) -> int:
         await fleet.client.post(path, _Changed)
         click.echo(f"{device} may connect.")
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @device.command(epilog=examples(("tunnelmux device disable dev1", "Its tunnel ends within 2 s.")))
@@ -183,9 +186,9 @@ def disable(device: str, **options: Any) -> int:
         path = f"/api/devices/{await fleet.find_id(device)}/disable"
         changed = await fleet.client.post(path, _Changed)
         click.echo(f"{device} is disabled.")
-        _tell_ended(changed.ended)
+        tell_ended(changed.ended)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @device.command(epilog=examples(("tunnelmux device revoke dev1", "After asking.")))
@@ -197,15 +200,15 @@ def revoke(device: str, yes: bool, **options: Any) -> int:
 
     It stays known, and has to be paired again.
     """
-    _confirm(f"{device} will not get in any more until it is paired again at the device.", yes)
+    confirm(f"{device} will not get in any more until it is paired again at the device.", yes)
 
     async def work(fleet: ApiFleet) -> None:
         path = f"/api/devices/{await fleet.find_id(device)}/revoke"
         changed = await fleet.client.post(path, _Changed)
         click.echo(f"{device} is out. To let it in again: tunnelmux invite --replace {device}")
-        _tell_ended(changed.ended)
+        tell_ended(changed.ended)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @device.command(
@@ -224,7 +227,7 @@ def revoke(device: str, yes: bool, **options: Any) -> int:
 def rotate(device: str, by_hand: bool, yes: bool, **options: Any) -> int:
     """Give DEVICE a new token."""
     if by_hand:
-        _confirm(f"The tunnel of {device} ends until it has the new token.", yes)
+        confirm(f"The tunnel of {device} ends until it has the new token.", yes)
 
     async def work(fleet: ApiFleet) -> None:
         path = f"/api/devices/{await fleet.find_id(device)}/credentials"
@@ -237,7 +240,7 @@ def rotate(device: str, by_hand: bool, yes: bool, **options: Any) -> int:
             click.echo("The old token has ended.", err=True)
         click.echo(made.token)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 class HostKey(msgspec.Struct):
@@ -276,7 +279,7 @@ def show_host_keys(device: str, accept: bool, yes: bool, as_json: bool, **option
             new = [key.fingerprint for key in found.reported]
             if not new:
                 raise click.ClickException(f"No new host keys of {device} wait to be accepted.")
-            _confirm(f"Does the SSH server of {device} show {', '.join(new)}?", yes)
+            confirm(f"Does the SSH server of {device} show {', '.join(new)}?", yes)
             found = await fleet.client.post(f"{path}/accept", HostKeys, {"fingerprints": new})
         if as_json:
             click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
@@ -291,7 +294,7 @@ def show_host_keys(device: str, accept: bool, yes: bool, as_json: bool, **option
             [[state, key.type, key.fingerprint] for state, key in listed],
         )
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @click.group(
@@ -349,7 +352,7 @@ def invite(
         click.echo(f"{what}, good once and for {left}: {made.code}")
         click.echo(f"On the device: {made.command}")
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @invite.command("ls", epilog=examples(("tunnelmux invite ls --json", "For a program.")))
@@ -369,7 +372,7 @@ def list_invitations(as_json: bool, **options: Any) -> int:
         else:
             click.echo("There are no open codes, and no device waits for approval.", err=True)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 def _print_invitations(found: list[Invitation]) -> None:
@@ -408,7 +411,7 @@ def cancel(id: str, **options: Any) -> int:
         await fleet.client.call("POST", f"/api/pairings/{id}/deny", {})
         click.echo("It is no longer valid.")
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @invite.command(
@@ -426,14 +429,14 @@ def approve(code: str, name: str, replace: str | None, yes: bool, **options: Any
     async def find(fleet: ApiFleet) -> None:
         shown.append(await fleet.client.post("/api/pairings/find", Invitation, {"code": code}))
 
-    _run(options, find)
+    run_at_api(options, find)
     found = shown[0]
     called = name or found.name or replace or ""
     if not called:
         raise click.UsageError("the device gives no name: choose one with --name")
     about = f"{printable(found.name) or 'A device'} at {found.address}"
     marks = f", key {printable(found.fingerprint)}" if found.fingerprint else ""
-    _confirm(f"{about}{marks} will be let in as {called}.", yes)
+    confirm(f"{about}{marks} will be let in as {called}.", yes)
 
     async def let_in(fleet: ApiFleet) -> None:
         content: dict[str, Any] = {"name": called}
@@ -442,4 +445,4 @@ def approve(code: str, name: str, replace: str | None, yes: bool, **options: Any
         await fleet.client.call("POST", f"/api/pairings/{found.id}/approve", content)
         click.echo(f"{called} is let in; it connects by itself.")
 
-    return _run(options, let_in)
+    return run_at_api(options, let_in)

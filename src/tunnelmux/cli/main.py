@@ -16,6 +16,7 @@ from tunnelmux.cli.fleet_options import examples
 from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
 from tunnelmux.cli.inspect import inspect
+from tunnelmux.cli.install_keys import install_key
 from tunnelmux.cli.leases import assist, lease
 from tunnelmux.cli.listing import ls, show
 from tunnelmux.cli.logs import logs
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Looking": (ls, show, watch, events, tail, logs),
     "Reaching devices": (ssh, connect, ssh_config, forward, open_device, curl, exec_command),
     "Finding out what is wrong": (explain, doctor, inspect),
-    "Letting devices in": (invite, device),
+    "Letting devices in": (invite, install_key, device),
     "Remote assistance": (lease, assist),
     "This program": (demo, completion, manual),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -10,8 +11,8 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from markupsafe import Markup
 
 from tunnelmux.api.access import SCOPES, Principal, Role, need
-from tunnelmux.api.context import ApiDependency, MaybeSignedIn
-from tunnelmux.api.records import TEXT, After
+from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn
+from tunnelmux.api.records import TEXT, After, InstallKey
 from tunnelmux.api.routes import audit, own, pairing, people
 from tunnelmux.api.routes.console import (
     PageRoute,
@@ -33,6 +34,7 @@ Admin = Annotated[Principal, need(Role.ADMIN, "audit")]
 
 _PEOPLE = 200
 _ENTRIES = 50
+_KEYS = 200
 
 
 @router.get("/inbox")
@@ -67,7 +69,10 @@ async def pair(
             )
         except RegistryRefused as exc:
             problem = f"{exc}."
-    return show("pair", "/pair", me, code=code, found=found, problem=problem, made=None, qr="")
+    keys = await _good_keys(api, principal)
+    return show(
+        "pair", "/pair", me, code=code, found=found, problem=problem, made=None, qr="", keys=keys
+    )
 
 
 @router.post("/pair")
@@ -90,6 +95,7 @@ async def make_code(
         problem="",
         made=made,
         qr=Markup(picture),  # noqa: S704  segno draws it, and writes no text into it
+        keys=await _good_keys(api, principal),
     )
     response.headers["cache-control"] = "no-store"
     return response
@@ -160,6 +166,19 @@ async def audit_page(
     found = await audit.list_audit(api, principal, action=action, limit=_ENTRIES, after=after)
     more = urlencode({"action": action, "after": found.next}) if found.next else ""
     return show("audit", "/audit", me, entries=found.items, action=action, more=more)
+
+
+async def _good_keys(api: Api, principal: Principal) -> list[InstallKey]:
+    """The install keys by which devices can get in, for who may revoke them."""
+    if not has_role(principal, Role.ADMIN):
+        return []
+    found = (await pairing.list_install_keys(api, principal, limit=_KEYS)).items
+    now = datetime.now(UTC)
+    return [
+        key
+        for key in found
+        if key.revoked is None and key.expires > now and key.uses < key.max_uses
+    ]
 
 
 def _roles_up_to(principal: Principal) -> list[str]:
