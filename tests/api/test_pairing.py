@@ -167,6 +167,8 @@ async def test_guessing_is_stopped(tmp_path: Path) -> None:
             statuses.append(await api.call("POST", "/api/pairing/exchange", json=guess))
         assert statuses[-1].status_code == 429
         assert statuses[-1].json()["code"] == "too_many_guesses"
+        assert "a neighbour" in statuses[-1].json()["detail"]
+        assert "--install-key-file" in statuses[-1].json()["detail"]
         assert int(statuses[-1].headers["retry-after"]) > 0
 
 

@@ -21,7 +21,8 @@ from tunnelmux.cli.fleet.model import Account
 class Server:
     """Answers as tunnelmux-api does; at first with `refusals`."""
 
-    def __init__(self, refusals: list[str]) -> None:
+    def __init__(self, refusals: list[str], wait: float = 0) -> None:
+        self.wait = wait
         self.refusals = refusals
         self.asked: list[Mapping[str, Any]] = []
 
@@ -30,7 +31,8 @@ class Server:
         self.asked.append(content)
         if self.refusals:
             code = self.refusals.pop(0)
-            raise FleetError("too many sign-ins were begun from here", code=code)
+            message = "too many sign-ins were begun from here"
+            raise FleetError(message, code=code, wait=self.wait)
         return "waiting"
 
 
@@ -42,6 +44,27 @@ async def test_it_asks_again_while_too_many_others_ask(
     assert await sign_in._ask(cast("ApiClient", server), {"client": "x"}) == "waiting"
     assert 2.5 <= trio.current_time() - start <= 7.5
     assert capsys.readouterr().err.count("too many sign-ins were begun from here") == 1
+
+
+async def test_it_waits_as_long_as_the_server_says(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(["too_many_requests"] * 5, wait=4)
+    start = trio.current_time()
+    assert await sign_in._ask(cast("ApiClient", server), {"client": "x"}) == "waiting"
+    assert 20 <= trio.current_time() - start <= 25
+    assert "Trying again for 135 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "wait"),
+    [(b"2", 2), (b"3600", 60), (b"9" * 20, 0), (b"-1", 0), (b"soon", 0), (b"", 0)],
+)
+def test_the_servers_wish_is_read(field: bytes, wait: float) -> None:
+    client = ApiClient("https://a.example", None, environ={})
+    with pytest.raises(FleetError, match="too many") as refused:
+        client.refuse(429, b'{"code": "too_many_requests", "detail": "too many"}', field)
+    assert (refused.value.code, refused.value.wait) == ("too_many_requests", wait)
 
 
 async def test_it_gives_up_in_the_end_and_at_once_for_other_reasons(

@@ -78,7 +78,10 @@ CODES: dict[str, tuple[int, str]] = {
     "pairing_used": (409, "the credential was fetched already: ask again"),
     "wrong_key": (409, "the request was made with another SSH key"),
     "wrong_serial": (409, "the code or key is for another serial number"),
-    "too_many_guesses": (429, "too many wrong codes came from your network or tenant"),
+    "too_many_guesses": (
+        429,
+        "too many wrong codes came from your network or tenant: wait, or use an install key",
+    ),
     "key_resting": (429, "the install key was used `pairing.key_budget` times within a short time"),
     "too_many_requests": (429, "too many devices wait for approval"),
     # Visitors

@@ -30,7 +30,7 @@ __all__ = ["login", "logout", "whoami"]
 
 
 _TRIES = 30
-# When others at this address begin many sign-ins, each try has a chance, one a second.
+# When others at this address begin many sign-ins, each try has a chance.
 
 
 class _Waiting(msgspec.Struct):
@@ -137,9 +137,10 @@ async def _ask(client: ApiClient, said: dict[str, str]) -> _Waiting:
             if exc.code != "too_many_requests":
                 raise
             if tried == 0:
-                click.echo(f"{exc}. Trying again for {_TRIES} s …", err=True)
+                seconds = _TRIES * (max(exc.wait, 0.5) + 0.5)
+                click.echo(f"{exc}. Trying again for {seconds:.0f} s …", err=True)
             # Not in step with others that are refused.
-            await trio.sleep(0.5 + random.random())  # noqa: S311  no secret
+            await trio.sleep(max(exc.wait, 0.5) + random.random())  # noqa: S311  no secret
     return await client.post("/api/auth/terminal", _Waiting, said)
 
 

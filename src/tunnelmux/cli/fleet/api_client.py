@@ -20,7 +20,7 @@ from tunnelmux.config.rules import is_loopback, split_url
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.http import ClientConnection, PeerGone
 from tunnelmux.http.body import BadBody
-from tunnelmux.http.head import Field
+from tunnelmux.http.head import Field, first_value
 from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.transports import WayOut, client_context
@@ -33,6 +33,9 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT = 10.0
 _TIMEOUT = 30.0
 # Seconds for one call; commands have their own.
+
+_LONGEST_WAIT = 60
+# Seconds: a person is at the terminal.
 
 _MAX_ANSWER = 16 * 1024 * 1024
 
@@ -130,7 +133,8 @@ class ApiClient:
                 while (head := await client.read_head()).is_interim:
                     pass
                 if not 200 <= head.status < 300:
-                    self.refuse(head.status, await client.read_whole_body(_MAX_ANSWER))
+                    wait = first_value(head.headers, b"retry-after") or b""
+                    self.refuse(head.status, await client.read_whole_body(_MAX_ANSWER), wait)
             yield client
         except trio.TooSlowError:
             raise ConnectError(f"{self.server} did not answer in time") from None
@@ -165,8 +169,8 @@ class ApiClient:
         finally:
             await trio.aclose_forcefully(stream)
 
-    def refuse(self, status: int, body: bytes) -> NoReturn:
-        """Raise the error that an unsuccessful answer means."""
+    def refuse(self, status: int, body: bytes, wait: bytes = b"") -> NoReturn:
+        """Raise the error that an unsuccessful answer means; `wait` is its Retry-After."""
         try:
             problem = read_json(body, _Problem)
         except BadJson:
@@ -184,7 +188,8 @@ class ApiClient:
                 if self.token is not None
                 else f"not signed in at {self.server}: tunnelmux login {self.server}"
             )
-        raise _kind_of(status, problem.code)(said, code=problem.code)
+        seconds = min(int(wait), _LONGEST_WAIT) if wait.isdigit() and len(wait) < 10 else 0
+        raise _kind_of(status, problem.code)(said, code=problem.code, wait=seconds)
 
     def _decode(self, body: bytes, kind: type[T]) -> T:
         try:

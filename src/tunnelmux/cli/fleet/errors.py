@@ -12,13 +12,15 @@ __all__ = ["FleetError", "NoSuchThing", "NotAllowed", "NotThere", "one_error"]
 
 class FleetError(TunnelmuxError):
     """A command failed. `code` is the server's word for it, or empty; `exit_status` says which
-    kind it is, as `tunnelmux --help` lists them."""
+    kind it is, as `tunnelmux --help` lists them. `wait` are the seconds that the server asks to
+    wait before another try."""
 
     exit_status = 1
 
-    def __init__(self, message: str, *, code: str = "") -> None:
+    def __init__(self, message: str, *, code: str = "", wait: float = 0.0) -> None:
         super().__init__(message)
         self.code = code
+        self.wait = wait
 
 
 class NotAllowed(FleetError):

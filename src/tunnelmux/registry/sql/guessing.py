@@ -53,6 +53,7 @@ class Guesser:
         user_id: str | None = None,
     ) -> None:
         self._rules = rules
+        self._is_known = bool(user_id)
         self._budgets = {}
         if user_id:
             self._budgets[f"user {user_id}"] = rules.address_budget
@@ -74,11 +75,16 @@ class Guesser:
         counts: dict[str, int] = {row.subject: row.guesses for row in self._rows(tx)}
         if all(counts.get(subject, 0) < most for subject, most in self._budgets.items()):
             return None
-        minutes = self._rules.budget_period / 60
-        return RegistryRefused(
-            f"too many wrong codes came from here: wait {minutes:.0f} minutes",
-            code="too_many_guesses",
-        )
+        wait = f"wait {self._rules.budget_period / 60:.0f} minutes"
+        if self._is_known:
+            message = f"too many wrong codes came from you or your tenant: {wait}"
+        else:
+            message = (
+                f"too many wrong codes came from your address, by you or a neighbour: {wait}, or "
+                "let the device in by an install key (tunnelmux-agent pair --install-key-file), "
+                "which others' wrong codes do not shut out"
+            )
+        return RegistryRefused(message, code="too_many_guesses")
 
     def was_wrong(self, tx: Transaction) -> None:
         """Count one wrong guess."""

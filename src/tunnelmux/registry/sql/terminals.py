@@ -66,8 +66,9 @@ class SqlTerminalRequests(Repository, TerminalRequests):
             may = may_ask(tx, "terminal", address, rules)
         if not may:
             raise RegistryRefused(
-                "too many sign-ins were begun from here: try again in some seconds, or use an "
-                "access token that you make in the console",
+                "too many sign-ins were begun at your address, by you or a neighbour: try again in "
+                "some seconds, or sign in to the console, make an access token there, and set "
+                "TUNNELMUX_TOKEN to it and TUNNELMUX_SERVER to the URL",
                 code="too_many_requests",
             )
         here = PLACES_HERE * rules.address_budget
