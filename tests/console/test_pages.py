@@ -75,6 +75,7 @@ async def test_files_never_change_under_their_path(tmp_path: Path) -> None:
             "icons.svg",
             "live.js",
             "mark.svg",
+            "stream.js",
             "swap.js",
         }
         for path in paths:
@@ -91,10 +92,10 @@ async def test_files_never_change_under_their_path(tmp_path: Path) -> None:
         assert (await browser.get(here.api.base + old)).status_code == 404
 
 
-async def test_pages_are_looked_at_anew(tmp_path: Path) -> None:
+async def test_pages_are_kept_nowhere(tmp_path: Path) -> None:
     async with console(tmp_path) as here:
         browser = await here.sign_in("ada", "viewer")
-        assert (await browser.get(here.api.base + "/")).headers["cache-control"] == "no-cache"
+        assert (await browser.get(here.api.base + "/")).headers["cache-control"] == "no-store"
 
 
 async def test_a_viewer_sees_no_button_that_would_be_refused(tmp_path: Path) -> None:
@@ -497,6 +498,31 @@ async def test_a_person_who_never_signed_in_is_shown(tmp_path: Path) -> None:
         assert html.count("has not signed in yet") == 1  # the owner has
         assert f"/api/members/{nora['user_id']}" in _actions(html)  # an owner may take it back
         assert "<strong>nick@example.com</strong>" in html.partition('id="invitations"')[2]
+
+
+async def test_each_person_to_ask_about_has_a_name(tmp_path: Path) -> None:
+    """The page *Access* has the names of all members, whatever is known of them."""
+    async with console(tmp_path) as here:
+        viewer = await here.sign_in("vera", "viewer")
+        await here.sign_in(EVIL, "operator")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        users = registry.installation(TEST).users
+        known = {"issuer": here.provider.issuer, "force": True}
+        await users.grant(home.id, "admin", subject="nora", **known)
+        ben = await users.sign_in(
+            issuer=here.provider.issuer, subject="ben", email="ben@example.com", name=""
+        )
+        await users.grant(home.id, "viewer", subject=ben.subject, **known)
+        device, _ = await (await default_tenant(here)).devices.add("cam-1")
+        html = await here.page(viewer, f"/devices/{device.id}/access?person={ben.id}")
+        shown = dict(re.findall(r'<option value="(\w[\w-]*)"[^>]*>([^<]*)</option>', html))
+        others = [words for who, words in shown.items() if who not in here.user_ids.values()]
+        assert sorted(others) == ["ben@example.com, viewer", "nora, admin"]
+        assert shown[here.user_ids["vera"]] == "vera, viewer"
+        assert shown[here.user_ids[EVIL]] == "&lt;script&gt;alert(1)&lt;/script&gt;, operator"
+        assert f'<option value="{ben.id}" selected>' in html
+        assert EVIL not in html
 
 
 async def test_people_and_tokens_offer_what_the_role_may(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from tunnelmux.api.access import AccessRoute
 from tunnelmux.api.browser_sessions.cookie import (
     BEGUN,
+    COOKIE,
+    ended_cookie,
     session_cookie,
     shown_cookie,
     shown_cookies,
@@ -122,12 +124,17 @@ async def choose_tenant(
 
 
 @router.post("/logout")
-async def logout(request: Request, api: ApiDependency, principal: SignedIn) -> SignedOut:
+async def logout(
+    request: Request, response: Response, api: ApiDependency, principal: SignedIn
+) -> SignedOut:
     """Sign out: end this browser's session, or the access token that is used."""
     if principal.token_id is not None and principal.tenant_id is not None:
         await tenant_for(api, principal).access_tokens.revoke(principal.token_id)
         return SignedOut(redirect=None)
-    return SignedOut(redirect=await api.sign_in.end(session_of(request)))
+    redirect = await api.sign_in.end(session_of(request))
+    # Browsers that keep whole pages for the way back drop those of before when a cookie changes.
+    response.headers.append("set-cookie", ended_cookie(COOKIE))
+    return SignedOut(redirect=redirect)
 
 
 @router.post("/backchannel-logout", include_in_schema=False)

@@ -1,6 +1,7 @@
 /* <tm-live kinds="device.changed …">: follows /api/events and keeps the page's [data-part] elements
    up to date by fetching the page again. Only the server renders, and a burst of events costs one fetch.
    A tab that is not visible holds no stream: browsers allow few connections to one host. */
+import { follow } from "./stream.js";
 import { fetchInto } from "./swap.js";
 
 const PAUSE = 1000;      // ms between two fetches at the least
@@ -22,18 +23,17 @@ class Live extends HTMLElement {
   }
   handleEvent(event) {
     if (event.type === "pagehide" || document.hidden) this.close();
-    else if (!this.stream) { this.open(); this.refresh(); }
+    else if (!this.end) { this.open(); this.refresh(); }
   }
   open() {
-    this.stream = new EventSource("/api/events");
-    this.stream.onopen = () => this.tell("on", "live");
-    this.stream.onerror = () => this.tell("lost", "not live, trying again");
-    for (const kind of [...this.getAttribute("kinds").split(" "), "gap"])
-      this.stream.addEventListener(kind, () => this.refresh());
+    this.end = follow("/api/events", (stream) => {
+      for (const kind of [...this.getAttribute("kinds").split(" "), "gap"])
+        stream.addEventListener(kind, () => this.refresh());
+    });
   }
   close() {
-    this.stream?.close();
-    this.stream = null;
+    this.end?.();
+    this.end = null;
     clearTimeout(this.soon);
     clearTimeout(this.later);
     this.soon = null;
@@ -52,12 +52,6 @@ class Live extends HTMLElement {
       fetchInto(location.href, "[data-part]");
       if (wait < LATEST) this.lookLater(wait * 4);
     }, wait);
-  }
-  tell(state, words) {
-    for (const mark of document.querySelectorAll("[data-live]")) {
-      mark.dataset.live = state;
-      mark.textContent = words;
-    }
   }
 }
 customElements.define("tm-live", Live);

@@ -1,5 +1,6 @@
 /* <tm-requests src="/api/devices/…/requests">: requests as they come, the newest on top.
    <tm-refetch>: fetches a page's [data-part] elements again and again while its tab is in sight. */
+import { follow } from "./stream.js";
 import { fetchInto } from "./swap.js";
 
 const MOST = 300;        // rows that stay: more than a person reads, and little for the browser
@@ -35,17 +36,16 @@ class Watching extends HTMLElement {
 class Requests extends Watching {
   begin() {
     this.rows ??= this.querySelector("[data-rows]");
-    this.stream = new EventSource(this.getAttribute("src"));
-    this.stream.onopen = () => this.tell("on", "live");
-    this.stream.onerror = () => this.tell("lost", "not live, trying again");
-    this.stream.addEventListener("request", (event) => this.add(JSON.parse(event.data)));
-    this.stream.addEventListener("dropped", (event) => this.miss(JSON.parse(event.data).count));
+    this.leave = follow(this.getAttribute("src"), (stream) => {
+      stream.addEventListener("request", (event) => this.add(JSON.parse(event.data)));
+      stream.addEventListener("dropped", (event) => this.miss(JSON.parse(event.data).count));
+    });
     const clear = document.querySelector("[data-clear]");
     if (clear) clear.onclick = () => { this.rows.replaceChildren(); this.missed = 0; this.miss(0); };
   }
   end() {
-    this.stream?.close();
-    this.stream = null;
+    this.leave?.();
+    this.leave = null;
   }
   add(seen) {
     const row = this.querySelector("template").content.firstElementChild.cloneNode(true);
@@ -65,12 +65,6 @@ class Requests extends Watching {
   miss(count) {
     this.missed = (this.missed ?? 0) + count;
     this.querySelector("[data-missed]").textContent = this.missed ? `${this.missed} are missing` : "";
-  }
-  tell(state, words) {
-    for (const mark of document.querySelectorAll("[data-live]")) {
-      mark.dataset.live = state;
-      mark.textContent = words;
-    }
   }
 }
 
