@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import getpass
+import os
+import select
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from support.installation import Installation
+from support.installation import COMMAND, Installation
 from support.shapes import Exit, of_lines
+from support.tenants import TEST, person
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -85,3 +89,30 @@ def test_what_was_not_run_is_255_and_says_why(here: Installation) -> None:
     done = here.run("exec", "dev1", "--", "true", env=env)
     assert done.returncode == 255
     assert b"your sign-in at" in done.stderr
+
+
+def test_a_command_ends_with_the_token_that_began_it(here: Installation) -> None:
+    """Also on the device, which is this machine."""
+    carl = here.here(partial(person, here.api, "carl", "operator"))
+    own = here.api.running.api.registry.tenant(carl.tenant_id, TEST).access_tokens
+    asked = ["exec", "exec1", *words(here), "--timeout", "600", "--", "echo $$; exec sleep 600"]
+    with subprocess.Popen(
+        [*COMMAND, *asked],
+        env=here.environment(carl),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=here.folder,
+    ) as process:
+        assert process.stdout is not None
+        watched = os.pidfd_open(int(process.stdout.readline()))
+        try:
+            [token] = here.here(partial(own.page, user_id=carl.user_id)).items
+            here.here(partial(own.revoke, token.id))
+            _, problem = process.communicate(timeout=30)
+            ended, _, _ = select.select([watched], [], [], 30)
+        finally:
+            os.close(watched)
+    assert process.returncode not in {0, None}
+    assert problem.startswith(b"tunnelmux exec: error: the answer of http://"), problem.decode()
+    assert b"was lost" in problem and problem.count(b"\n") == 1
+    assert ended == [watched]

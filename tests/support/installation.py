@@ -32,7 +32,7 @@ from support.tree import ROOT
 from tunnelmux.config import Secret
 from tunnelmux.config.api import OIDCConfig, ProxyEndpointConfig
 
-__all__ = ["Installation", "running_installation"]
+__all__ = ["COMMAND", "Installation", "running_installation"]
 
 T = TypeVar("T")
 

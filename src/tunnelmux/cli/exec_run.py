@@ -12,6 +12,7 @@ import trio
 
 from tunnelmux.backend import CommandEvents
 from tunnelmux.cli.exec_output import JsonLines, ManyDevices, OneDevice, OutputClosed, Report
+from tunnelmux.cli.fleet.errors import one_error
 from tunnelmux.commands import CommandRequest, Exited
 
 __all__ = ["Execution", "Runner"]
@@ -91,7 +92,7 @@ class Execution:
                 asked_by=getpass.getuser(),
             ) as events:
                 report = JsonLines() if self._as_json else _report_for(events.devices)
-                async with trio.open_nursery() as nursery:
+                async with one_error(), trio.open_nursery() as nursery:
                     nursery.start_soon(report.show_progress)
                     await self._read(events, report)
                     nursery.cancel_scope.cancel()
