@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,15 +10,14 @@ import click
 import msgspec
 
 from tunnelmux.cli.device_names import DEVICE
-from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
+from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
 from tunnelmux.cli.output import Cell, Column, duration, print_table
 from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.by_api import ApiFleet
-    from tunnelmux.cli.fleet.fleet import Fleet
 
-__all__ = ["Ended", "confirm", "device", "invite", "run_at_api", "tell_ended"]
+__all__ = ["Ended", "confirm", "device", "invite", "tell_ended"]
 
 T = TypeVar("T")
 
@@ -64,19 +62,6 @@ class _Made(msgspec.Struct):
 class _Invitations(msgspec.Struct):
     items: list[Invitation]
     next: str | None = None
-
-
-def run_at_api(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -> int:
-    """Run work that only tunnelmux-api can do."""
-
-    async def at_api(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.by_api import ApiFleet
-
-        if not isinstance(fleet, ApiFleet):
-            raise fleet.administration_missing()
-        await work(fleet)
-
-    return run_on_fleet(options, at_api)
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -15,6 +15,7 @@ from tunnelmux.cli.options import print_warning
 from tunnelmux.errors import ConnectError, TunnelmuxError
 
 if TYPE_CHECKING:
+    from tunnelmux.cli.fleet.by_api import ApiFleet
     from tunnelmux.cli.fleet.fleet import Fleet
     from tunnelmux.cli.fleet.opening import Place
 
@@ -27,6 +28,7 @@ __all__ = [
     "place_arguments",
     "place_of",
     "place_options",
+    "run_at_api",
     "run_on_fleet",
 ]
 
@@ -150,3 +152,16 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_READER_GONE
+
+
+def run_at_api(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -> int:
+    """The same for work that only tunnelmux-api can do: at a proxy alone it is refused."""
+
+    async def at_api(fleet: Fleet) -> None:
+        from tunnelmux.cli.fleet.by_api import ApiFleet
+
+        if not isinstance(fleet, ApiFleet):
+            raise fleet.administration_missing()
+        await work(fleet)
+
+    return run_on_fleet(options, at_api)

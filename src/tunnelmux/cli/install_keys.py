@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from tunnelmux.cli.device_admin import Ended, confirm, run_at_api, tell_ended
-from tunnelmux.cli.fleet_options import examples, json_option, place_options
+from tunnelmux.cli.device_admin import Ended, confirm, tell_ended
+from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
 from tunnelmux.cli.output import Cell, Column, duration, print_table
 from tunnelmux.errors import ConnectError
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from tunnelmux.cli.fleet_options import (
     json_option,
     place_arguments,
     place_options,
-    run_on_fleet,
+    run_at_api,
 )
 from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table
 from tunnelmux.cli.own_command import own_command, proxy_command
@@ -30,8 +29,7 @@ from tunnelmux.errors import ConfigError
 from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
-    from tunnelmux.cli.fleet.api_client import ApiClient
-    from tunnelmux.cli.fleet.fleet import Fleet
+    from tunnelmux.cli.fleet.by_api import ApiFleet
 
 __all__ = ["TIME", "assist", "lease"]
 
@@ -99,19 +97,6 @@ class _Entry(msgspec.Struct):
     after: dict[str, Any] | None = None
 
 
-def _run(options: dict[str, Any], work: Callable[[ApiClient, Fleet], Awaitable[None]]) -> int:
-    """Run this with tunnelmux-api: a proxy alone has no leases."""
-
-    async def with_client(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.by_api import ApiFleet
-
-        if not isinstance(fleet, ApiFleet):
-            raise fleet.administration_missing()
-        await work(fleet.client, fleet)
-
-    return run_on_fleet(options, with_client)
-
-
 @click.group(
     epilog=examples(
         ('tunnelmux lease request dev1 -r "ticket 7"', "An hour with its SSH server."),
@@ -167,10 +152,10 @@ def request(
     if rights:
         content["rights"] = list(rights)
 
-    async def work(client: ApiClient, _fleet: Fleet) -> None:
-        _tell(await client.post("/api/leases", _Lease, content), as_json)
+    async def work(fleet: ApiFleet) -> None:
+        _tell(await fleet.client.post("/api/leases", _Lease, content), as_json)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 @lease.command(
@@ -186,12 +171,11 @@ def request(
 def ls_leases(everything: bool, mine: bool, as_json: bool, **options: Any) -> int:
     """List leases, the newest first."""
 
-    async def work(client: ApiClient, fleet: Fleet) -> None:
-        del fleet
+    async def work(fleet: ApiFleet) -> None:
         found: list[_Lease] = []
         after: str | None = None
         while True:
-            page = await client.get(
+            page = await fleet.client.get(
                 "/api/leases", _Page, living=not everything, mine=mine, limit=200, after=after
             )
             found += page.items
@@ -204,7 +188,7 @@ def ls_leases(everything: bool, mine: bool, as_json: bool, **options: Any) -> in
         else:
             click.echo("There are no leases now: tunnelmux lease request asks for one.", err=True)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 def _print_leases(found: list[_Lease]) -> None:
@@ -244,12 +228,12 @@ def _deciding(word: str, text: str, path: str, *, with_reason: bool) -> None:
     def decide(lease_id: str, as_json: bool, reason: str = "", **options: Any) -> int:
         content = {"reason": reason} if with_reason else {}
 
-        async def work(client: ApiClient, _fleet: Fleet) -> None:
+        async def work(fleet: ApiFleet) -> None:
             target = f"/api/leases/{_checked(lease_id)}/{path}"
             if path != "end":
-                _tell(await client.post(target, _Lease, content), as_json)
+                _tell(await fleet.client.post(target, _Lease, content), as_json)
                 return
-            changed = await client.post(target, _Changed, content)
+            changed = await fleet.client.post(target, _Changed, content)
             _tell(changed.lease, as_json)
             if not as_json:
                 missing = ", ".join(changed.ended.missing)
@@ -257,7 +241,7 @@ def _deciding(word: str, text: str, path: str, *, with_reason: bool) -> None:
                 if missing:
                     click.echo(f"Not confirmed by: {missing}", err=True)
 
-        return _run(options, work)
+        return run_at_api(options, work)
 
     if with_reason:
         click.option("-r", "--reason", default="", metavar="TEXT", help="Why.")(decide)
@@ -276,11 +260,11 @@ _deciding("end", "End LEASE now, and cut all connections under it.", "end", with
 def extend(lease_id: str, seconds: float, as_json: bool, **options: Any) -> int:
     """Extend LEASE, within what the device allows."""
 
-    async def work(client: ApiClient, _fleet: Fleet) -> None:
+    async def work(fleet: ApiFleet) -> None:
         target = f"/api/leases/{_checked(lease_id)}/extend"
-        _tell(await client.post(target, _Lease, {"seconds": seconds}), as_json)
+        _tell(await fleet.client.post(target, _Lease, {"seconds": seconds}), as_json)
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 def _checked(lease_id: str) -> str:
@@ -331,17 +315,17 @@ def assist() -> None:
 def report(lease_id: str, as_json: bool, **options: Any) -> int:
     """Print the record of LEASE, for the customer."""
 
-    async def work(client: ApiClient, _fleet: Fleet) -> None:
+    async def work(fleet: ApiFleet) -> None:
         path, number = f"/api/leases/{_checked(lease_id)}/report", 1
         while True:
-            found = await client.get(path, list[_Entry], from_number=number, limit=200)
+            found = await fleet.client.get(path, list[_Entry], from_number=number, limit=200)
             for entry in found:
                 click.echo(msgspec.json.encode(entry) if as_json else _line(entry))
             if len(found) < 200:
                 return
             number = found[-1].number + 1
 
-    return _run(options, work)
+    return run_at_api(options, work)
 
 
 _WORDS = {

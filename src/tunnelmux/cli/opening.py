@@ -11,11 +11,11 @@ import msgspec
 
 from tunnelmux.cli.browser import has_browser
 from tunnelmux.cli.device_names import DEVICE, SERVICE
-from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
+from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
 from tunnelmux.cli.output import duration
 
 if TYPE_CHECKING:
-    from tunnelmux.cli.fleet.fleet import Fleet
+    from tunnelmux.cli.fleet.by_api import ApiFleet
 
 __all__ = ["open_device"]
 
@@ -67,12 +67,9 @@ def open_device(
     By a signed link. All who have it may visit the service until it expires.
     """
 
-    async def work(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.by_api import ApiFleet
+    async def work(fleet: ApiFleet) -> None:
         from tunnelmux.cli.fleet.fleet import check_service
 
-        if not isinstance(fleet, ApiFleet):
-            raise fleet.administration_missing()
         if service:
             check_service(await fleet.details(device), service)
         path = f"/api/devices/{await fleet.find_id(device)}/links"
@@ -87,4 +84,4 @@ def open_device(
         if not no_browser and has_browser():
             webbrowser.open(made.url)
 
-    return run_on_fleet(options, work)
+    return run_at_api(options, work)
