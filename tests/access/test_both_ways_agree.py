@@ -33,7 +33,13 @@ RULES = [
     AccessRule(let_in=["token"], tokens=["a:" + hashlib.sha256(b"token").hexdigest()]),
     AccessRule(let_in=["basic", "login"], users=[f"a:{HASH}"], roles=["viewer"]),
 ]
-OTHER = ["", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: same-site", "Origin: http://evil"]
+OTHER = [
+    "",
+    "Sec-Fetch-Site: same-origin",
+    "Sec-Fetch-Site: same-site",
+    "Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe",
+    "Origin: http://evil",
+]
 
 
 def gate_with(rule: AccessRule) -> tuple[Gate, Grants]:
@@ -103,8 +109,7 @@ async def test_what_the_pump_lets_in_h11_lets_in(rule: AccessRule) -> None:
             continue  # h11's way anyhow
         sender = Sender(address, scheme)
         by = gate.find("dev1", None, sender, shape["cookie"], shape["login"], shape["access"])  # type: ignore[typeddict-item]
-        changes = method == "POST"
-        crosses = bool(shape["cookie"]) and not shape["from_here"] and changes  # type: ignore[typeddict-item]
+        crosses = shape["from_page"] and not shape["from_here"]  # type: ignore[typeddict-item]
         if by is None or not gate.may_pass(by, crosses=crosses):
             refused += 1
             continue

@@ -107,6 +107,7 @@ def test_the_shape_of_a_request() -> None:
         "login": b"",
         "cookie": b"",
         "member": b"",
+        "from_page": b"Sec-Fetch-Site: " in BROWSER or b"Origin: " in BROWSER,
         "from_here": b"Sec-Fetch-Site: same-origin" in BROWSER,
         "said": b"",
         "content_length": 0,

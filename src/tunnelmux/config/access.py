@@ -80,7 +80,8 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Addresses and networks that are refused, even where `allow_from` names them."""
 
     preflights: bool = False
-    """Whether a browser's CORS preflights, which never carry a proof, go to the service."""
+    """Whether pages of other sites may use the service: their CORS preflights, which never carry a
+    proof, go to it, and so do requests that such a page causes, with the visitor's proof."""
 
     user_field: str | None = None
     """A second field that tells the service the user's name, like `Tunnelmux-User` does: for

@@ -101,7 +101,6 @@ cdef class RequestFollower:
     cdef bint names_sender(self) noexcept
     cdef bytes span(self, Span span)
     cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept
-    cdef bint has_safe_method(self) noexcept
     cdef bint may_repeat(self) noexcept
     cdef bint in_body(self) noexcept
     cdef Py_ssize_t run_left(self) noexcept

@@ -200,10 +200,6 @@ cdef class RequestFollower:
         """Whether the kept head has this method."""
         return self.shape.method_size == size and memcmp(self.kept.base, method, size) == 0
 
-    cdef bint has_safe_method(self) noexcept:
-        """Whether the method changes nothing (RFC 9110 9.2.1)."""
-        return self.shape.is_head or self.is_called(b"GET", 3) or self.is_called(b"OPTIONS", 7)
-
     cdef bint may_repeat(self) noexcept:
         """Whether the request, whose head is kept, changes nothing and has no body."""
         if self.shape.chunked or self.shape.content_length:

@@ -40,7 +40,8 @@ cdef struct RequestShape:
     Span login_line  # its whole line, for `drop_login`
     Span cookie  # the pair that is the cookie of a visitor who was let in
     Span member  # the pair that names a device of a group, the first one
-    bint from_here  # a browser says that no other site's page made it send this
+    bint from_page  # a browser says something of the page that made it send this
+    bint from_here  # and that it is no other site's
     int64_t content_length  # bytes of body; 0 also when there is none, or `chunked`
     bint chunked
     bint is_head

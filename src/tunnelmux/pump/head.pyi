@@ -38,6 +38,7 @@ class _Request(TypedDict):
     login: bytes
     cookie: bytes
     member: bytes
+    from_page: bool
     from_here: bool
     said: bytes
     content_length: int

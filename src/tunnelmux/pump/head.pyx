@@ -346,6 +346,17 @@ cdef bint drop_login(RequestShape *shape) noexcept nogil:
     return not shape.login_line.end or add_line(&shape.dropped, &shape.login_line)
 
 
+cdef void note_page(
+    const uint8_t *p, const FieldLine *line, RequestShape *shape
+) noexcept nogil:
+    """Note what a browser says of the page that made it send the request."""
+    if is_named(p, line, b"sec-fetch-site", 14):
+        shape.from_page = True
+        shape.from_here = is_value(p, line, b"same-origin", 11) or is_value(p, line, b"none", 4)
+    elif is_named(p, line, b"origin", 6):
+        shape.from_page = True
+
+
 cdef bint take_request_field(
     const uint8_t *p, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
 ) noexcept nogil:
@@ -356,10 +367,7 @@ cdef bint take_request_field(
     if not read_field(p, at, end, &line) or line.odd:
         return False
     if line.kind == ORDINARY:
-        if is_named(p, &line, b"sec-fetch-site", 14):
-            shape.from_here = is_value(p, &line, b"same-origin", 11) or is_value(
-                p, &line, b"none", 4
-            )
+        note_page(p, &line, shape)
         return True
     if line.kind == TRAILER or line.kind == EXPECT:
         return True
@@ -654,6 +662,7 @@ cdef class HeadScanner:
             "login": self.text_of(&shape.login),
             "cookie": self.text_of(&shape.cookie),
             "member": self.text_of(&shape.member),
+            "from_page": shape.from_page,
             "from_here": shape.from_here,
             "said": b"".join([self.text_of(&shape.said.spans[i]) for i in range(shape.said.count)]),
             "content_length": shape.content_length,

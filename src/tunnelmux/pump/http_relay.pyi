@@ -45,7 +45,7 @@ class _Carrier(Protocol):
         crosses: bool,
     ) -> Route | None:
         """The route for a request with these fields and credentials; None when Python has to look at
-        it. *crosses* says that another site's page may have sent it, with a cookie."""
+        it. *crosses* says that another site's page may have sent it."""
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines to add to a request with this host and the forwarding fields *said*."""
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:

@@ -461,7 +461,7 @@ cdef class HttpRelay(LegUser):
                 request.said() if self.heeds else b"",
                 (request.span(shape.cookie), request.span(shape.member)),
                 request.span(shape.login), request.span(shape.access),
-                shape.cookie.end > 0 and not shape.from_here and not request.has_safe_method(),
+                shape.from_page and not shape.from_here,
             )
         if route is not self.route or self.has_login_of_another():
             self.drop_leg(LEG_KEPT)

@@ -144,9 +144,9 @@ class Gate:
 
     def may_pass(self, found: Pass, *, crosses: bool) -> bool:
         """Whether a request with this pass can skip `admit`: its cookie is not due for renewal, and
-        it is no cross-site request (`crosses`).
+        another site's page did not cause it (`crosses`).
         """
-        if not found.by_cookie:
+        if not found.is_automatic:
             return True
         return found.renew_at > self._now() and (not crosses or found.rule.said.preflights)
 
@@ -194,11 +194,14 @@ class Gate:
             return Admitted(Pass(rule, by="preflight"))
         if found is None:
             raise Refused(self._refusal(rule, device, service, asked))
-        if found.by_cookie and asked.crosses and not rule.said.preflights:
-            message = "The request was made by another site's page: this service is for its own."
+        if found.is_automatic and asked.crosses and not rule.said.preflights:
+            message = (
+                "The request was made by another site's page: this service is for its own. Its "
+                "rule can allow others (preflights)."
+            )
             raise Refused(Refusal(403, "access-denied", message))
         admitted = Admitted(found)
-        if self.sign_in is not None and found.by_cookie and found.renew_at <= self._now():
+        if self.sign_in is not None and found.renew_at <= self._now():
             admitted.set_cookies = self.sign_in.renewed(found, device, service, asked)
         return admitted
 

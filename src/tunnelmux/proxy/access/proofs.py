@@ -108,11 +108,11 @@ class Pass:
     """The id of the lease it depends on; empty for none."""
 
     @property
-    def by_cookie(self) -> bool:
+    def is_automatic(self) -> bool:
         """Whether browsers send the proof automatically, even for requests that another site
-        causes.
+        causes: a cookie, and a password that the person has entered before.
         """
-        return self.by == "cookie"
+        return self.by in {"cookie", "basic"}
 
     @property
     def takes_login(self) -> bool:
@@ -183,8 +183,21 @@ class Asked:
 
     @property
     def crosses(self) -> bool:
-        """Whether it may change state and may have been caused by another origin (CSRF)."""
-        return not self.is_safe and self.is_from_elsewhere
+        """Whether another origin may have caused it, and no person who followed a link. It may
+        change state (CSRF), which devices do by GET too, or show the service in another's page.
+        """
+        return self.is_from_elsewhere and not (self.is_safe and self.is_opened)
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether a browser opens it as a page in a tab, not in another page's frame, and not
+        ahead of time."""
+        is_page = self.first(b"sec-fetch-dest") in {None, b"document"}
+        return (
+            is_page
+            and self.first(b"sec-fetch-mode") == b"navigate"
+            and not self.has(b"sec-purpose")
+        )
 
     @property
     def is_preflight(self) -> bool:

@@ -276,7 +276,7 @@ class Carrier:
     ) -> Route | None:
         """The route of a request with these fields and proofs, which may be empty; None when h11
         has to serve it. `cookies` are the one that lets visitors in and the one of a group.
-        `crosses` says that it may change state and may come from another site.
+        `crosses` says that another site's page may have caused it.
         """
         self._tried = None
         cookie, member = cookies
