@@ -71,7 +71,7 @@ def install_key() -> None:
     epilog=examples(
         (
             "tunnelmux install-key add line-3 > line-3.key",
-            "Put the file on each device, for tunnelmux-agent pair --install-key-file.",
+            "Put the file on each device: tunnelmux-agent pair --install-key-file.",
         )
     )
 )
@@ -147,7 +147,7 @@ def list_keys(with_ended: bool, as_json: bool, **options: Any) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @place_options
 def revoke(key: str, devices: str | None, yes: bool, **options: Any) -> int:
-    """End KEY, a name or an id, so that no device gets in by it any more."""
+    """End KEY, a name or an id: no device gets in by it any more."""
     found: list[InstallKey] = []
 
     async def find(fleet: ApiFleet) -> None:
