@@ -155,17 +155,19 @@ async def serve(
     of a WebSocket has `max_message` bytes at most.
     """
     server = _Server(app, admission, max_message, certificates)
-    async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
-        connections.start_soon(server.pace.run)
-        accepting.start_soon(server.accept_from, listener, connections)
-        if certificates is not None:
-            accepting.start_soon(follow_renewals, lambda: certificates)
-        try:
-            yield
-        finally:
-            accepting.cancel_scope.cancel()
-            await server.context.terminated.set()
-            connections.cancel_scope.deadline = trio.current_time() + grace
+    async with trio.open_nursery() as pacing:
+        pacing.start_soon(server.pace.run)
+        async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+            accepting.start_soon(server.accept_from, listener, connections)
+            if certificates is not None:
+                accepting.start_soon(follow_renewals, lambda: certificates)
+            try:
+                yield
+            finally:
+                accepting.cancel_scope.cancel()
+                await server.context.terminated.set()
+                connections.cancel_scope.deadline = trio.current_time() + grace
+        pacing.cancel_scope.cancel()
 
 
 class _Server:
