@@ -61,16 +61,27 @@ def test_a_new_connection_of_a_peer_goes_before_its_flood() -> None:
     assert stage.taken[1:] == ["new"]
 
 
+def test_who_is_alone_takes_a_turn_at_once_and_others_wait() -> None:
+    stage = Stage()
+    assert stage.turns.take_at_once()
+    assert not stage.turns.take_at_once()  # not twice in one turn of the loop
+    stage.turn()
+    assert stage.turns.take_at_once()
+    stage.turns.wait(Flood(stage, "a1", "a"))
+    stage.turn()
+    assert not stage.turns.take_at_once()  # one waits, and goes first
+
+
 def test_what_a_peer_costs_counts_for_all_its_connections_and_is_forgotten() -> None:
     stage = Stage()
     account = stage.turns.account("a")
     assert stage.turns.account("a") is account
     account.charge(0.09, stage.now)
-    assert not stage.turns.cost_much(account)
+    assert not stage.turns.cost_much(account, stage.now)
     account.charge(0.02, stage.now)
-    assert stage.turns.cost_much(account)
+    assert stage.turns.cost_much(account, stage.now)
     stage.now += 0.2
-    assert not stage.turns.cost_much(account)
+    assert not stage.turns.cost_much(account, stage.now)
 
 
 def test_half_of_the_time_is_much_and_a_twentieth_is_not() -> None:
@@ -79,7 +90,7 @@ def test_half_of_the_time_is_much_and_a_twentieth_is_not() -> None:
         for _ in range(1000):
             stage.now += 0.01
             account.charge(0.01 * share, stage.now)
-        return stage.turns.cost_much(account)
+        return stage.turns.cost_much(account, stage.now)
 
     assert costs_much(0.5)
     assert not costs_much(0.05)

@@ -37,7 +37,7 @@ _AT_ONCE = 65_536
 # Bytes read at once.
 
 _PIECE = 512
-# Bytes that asyncssh gets at once, or the packet that it has begun. They hold a dozen of the
+# Bytes that asyncssh gets at once, behind the packet that it has begun. They hold a dozen of the
 # smallest packets.
 
 _TURN = 0.00025
@@ -108,11 +108,15 @@ class BackPressure:
         if not self._is_stopped and not self._rest:
             self._read()
         else:
-            self._go_on()
+            self._go_on(self._turns.clock())
 
     def _received(self, data: bytes, _datatype: Any = None) -> None:
         self._rest = memoryview(bytes(self._rest) + data)
-        self._go_on()
+        now = self._turns.clock()  # a system call: few for each reading
+        if self._turns.cost_much(self.account, now) and not self._turns.take_at_once():
+            self._read_or_wait()
+        else:
+            self._go_on(now)
 
     def _finished(self, *about: Any, is_async: bool = False) -> None:
         """Asyncssh has worked on a packet; when it waited for that, it goes on now."""
@@ -120,11 +124,11 @@ class BackPressure:
         if is_async:
             self._read_or_wait()
 
-    def _go_on(self) -> None:
+    def _go_on(self, began: float) -> None:
         """Have asyncssh take what was read, for a turn."""
-        began = now = self._turns.clock()
+        now = began
         while self._rest and not self._is_stopped and now - began < _TURN:
-            size = max(_PIECE, self._missing)
+            size = max(0, self._missing) + _PIECE
             piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
             self._take(piece)
             # Before anything is written to a channel that was opened just now.
@@ -143,7 +147,7 @@ class BackPressure:
             self._pause()
             if not self._works:
                 self._look_later()
-        elif self._rest or self._turns.cost_much(self.account):
+        elif self._rest:
             self._pause()
             if not self._waits:
                 self._waits = True

@@ -70,6 +70,7 @@ class Turns:
     ) -> None:
         self.clock = clock
         self._call_soon = call_soon
+        self._is_taken = False
         self._accounts: WeakValueDictionary[object, Account] = WeakValueDictionary()
         self._waiting: OrderedDict[Account, list[Member]] = OrderedDict()
 
@@ -80,9 +81,21 @@ class Turns:
             account = self._accounts[peer] = Account()
         return account
 
-    def cost_much(self, account: Account) -> bool:
+    def cost_much(self, account: Account, now: float) -> bool:
         """Whether the connections of this account wait for turns."""
-        return account.cost(self.clock()) > _MUCH
+        return account.cost(now) > _MUCH
+
+    def take_at_once(self) -> bool:
+        """Whether there is a turn without waiting, which it is then: the first in a turn of the
+        loop, where none waits. Who is alone is read without a pause by this."""
+        if self._waiting or self._is_taken:
+            return False
+        self._is_taken = True
+        self._call_soon(self._give_back)  # which is called before anything is read again
+        return True
+
+    def _give_back(self) -> None:
+        self._is_taken = False
 
     def wait(self, member: Member) -> None:
         """Have `take_turn` called once, in a later turn of the loop."""
