@@ -126,18 +126,33 @@ async def test_a_request_in_many_pieces_of_a_stranger_is_served() -> None:
     assert bodies == [b"hello"]
 
 
+async def _nothing(_scope: Any, _receive: Any, send: Any) -> None:
+    """Answers 204."""
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def test_it_ends_with_its_last_connection() -> None:
     """A program that waited out its grace at each stop would be killed by systemd."""
-
-    async def application(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
 
     listener = server.listen("api.listen", Address("127.0.0.1", 0))
     port = listener.getsockname()[1]
     with listener, trio.fail_after(30):
-        async with server.serve(application, listener, Admission("x"), grace=3600):
+        async with server.serve(_nothing, listener, Admission("x"), grace=3600):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             async with stream:
                 await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+
+
+async def test_a_listener_that_blocks_does_not_stop_the_program() -> None:
+    """It may come from elsewhere, as in the demo."""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(30):
+        port = listener.getsockname()[1]
+        async with (
+            server.serve(_nothing, listener, Admission("x"), grace=0),
+            await trio.open_tcp_stream("127.0.0.1", port) as stream,
+        ):
+            await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")

@@ -154,6 +154,7 @@ async def serve(
     A connection holds its place of `admission` to its end; one that gets none is reset. A message
     of a WebSocket has `max_message` bytes at most.
     """
+    listener.setblocking(False)  # it may come from elsewhere, and is asked until none waits
     server = _Server(app, admission, max_message, certificates)
     async with trio.open_nursery() as pacing:
         pacing.start_soon(server.pace.run)
