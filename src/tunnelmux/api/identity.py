@@ -101,7 +101,7 @@ class Identification:
 
 
 def credential_of(connection: HTTPConnection) -> bytes | None:
-    """The digest of the credential that a request shows, of whatever worth; None without one."""
+    """The digest of the credential in a request, which may be invalid; None without one."""
     shown = connection.headers.get("authorization") or shown_cookie(connection)
     return hashlib.sha256(shown.encode("utf-8", "replace")).digest() if shown else None
 

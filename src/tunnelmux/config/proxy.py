@@ -204,8 +204,8 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     proxies_keep_logins: bool = False
     """Whether the trusted proxies keep a connection for one visitor once a login by NTLM or
-    Negotiate began on it, as HAProxy does. False: such a login ends with its request where the
-    proxy says for whom it asks, because Caddy and nginx send requests of several people on one
+    Negotiate began on it, as HAProxy does. False: such a login ends with its request if the proxy
+    names the request's visitor. Caddy and nginx send requests of several visitors on one
     connection, and all of them would be logged in as the first.
     """
 

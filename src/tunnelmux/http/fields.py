@@ -75,7 +75,7 @@ def binds_connection(headers: Iterable[Field], name: bytes) -> bool:
 
 
 def names_sender(headers: Iterable[Field]) -> bool:
-    """Whether a request has a field that only a proxy sets, about the visitor that it asks for."""
+    """Whether a request has a field in which a proxy names or describes its visitor."""
     return any(field_kind(name) == "forwarding" for name, _ in headers)
 
 
@@ -197,8 +197,8 @@ class Visitor:
     believed: frozenset[bytes] = frozenset()
     """`TrustedProxies.fields`, for one of them."""
     shares: bool = False
-    """Whether several people may ask on its connection: so it is with a proxy, as soon as it says
-    for whom it asks."""
+    """Whether its connection may carry requests of several visitors: that of a trusted proxy, once
+    it names the visitor of a request."""
 
     def may_say(self, name: bytes) -> bool:
         """Whether this peer may set a field that only proxies may send."""
