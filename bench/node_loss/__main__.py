@@ -67,6 +67,9 @@ AGAIN = 1.0
 STEADY = 20.0
 """Seconds of which calls of Redis and processor time are counted while nothing happens."""
 
+LOOK = 0.5
+"""Seconds between two looks at the metrics of a node, each of which costs it some."""
+
 SETTLE = 5.0
 CONNECT_WITHIN = 240.0
 BACK_WITHIN = 120.0
@@ -306,7 +309,7 @@ async def until_sessions(fleet: Fleet, nodes: Sequence[str], wanted: int, limit:
             if trio.current_time() - shown > 2:
                 shown = trio.current_time()
                 say(f"{count} of {wanted} sessions", end="\r")
-            await trio.sleep(0.25)
+            await trio.sleep(LOOK)
     return trio.current_time() - began
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import ipaddress
+import math
 import os
 import random
 import socket
@@ -85,11 +86,16 @@ IP_BIND_ADDRESS_NO_PORT = 24
 """The port is chosen when it connects (ip(7)); the socket module of 3.11 has no name for it."""
 
 
+LEFT_OUT = 10.0
+"""Seconds for which the balancer does not try a node that could not be reached: what nginx has for
+`fail_timeout`."""
+
+
 class Balancer:
     """It leads to each node in turn, and to the next one where one cannot be reached."""
 
     def __init__(self, nodes: Sequence[str]) -> None:
-        self._nodes = nodes
+        self._tried_from = dict.fromkeys(nodes, -math.inf)
         self._turn = random.randrange(len(nodes))
 
     @asynccontextmanager
@@ -99,23 +105,26 @@ class Balancer:
             async with dial(url, **settings) as transport:
                 yield transport
             return
-        self._turn += 1
-        order = [self._nodes[(self._turn + n) % len(self._nodes)] for n in range(len(self._nodes))]
         async with AsyncExitStack() as stack:
-            yield await _first(stack, order, settings)
+            yield await self._first(stack, settings)
 
+    async def _first(self, stack: AsyncExitStack, settings: dict[str, Any]) -> trio.abc.Stream:
+        *others, last = self._in_turn()
+        for node in others:
+            try:
+                return await stack.enter_async_context(dial(node, **settings))
+            except ConnectRefused:
+                raise
+            except ConnectError:
+                self._tried_from[node] = trio.current_time() + LEFT_OUT
+        return await stack.enter_async_context(dial(last, **settings))
 
-async def _first(
-    stack: AsyncExitStack, nodes: Sequence[str], settings: dict[str, Any]
-) -> trio.abc.Stream:
-    for node in nodes[:-1]:
-        try:
-            return await stack.enter_async_context(dial(node, **settings))
-        except ConnectRefused:
-            raise
-        except ConnectError:
-            continue
-    return await stack.enter_async_context(dial(nodes[-1], **settings))
+    def _in_turn(self) -> list[str]:
+        """The nodes to try; all of them when none is left."""
+        self._turn += 1
+        now, nodes = trio.current_time(), list(self._tried_from)
+        order = [nodes[(self._turn + n) % len(nodes)] for n in range(len(nodes))]
+        return [node for node in order if self._tried_from[node] <= now] or order
 
 
 async def main(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import json
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,32 @@ async def test_it_is_written_at_once_and_then_in_batches(
         assert len(json.loads(writes[-1])["devices"]) == 210
     assert mode_of(path) == 0o600
     assert b"session-token" not in b"".join(writes)
+
+
+async def test_a_write_that_takes_long_is_followed_by_a_longer_wait(
+    path: Path,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[float] = []
+
+    async def write_slowly(function: Callable[..., object], *arguments: object) -> object:
+        begun.append(trio.current_time())
+        await trio.sleep(0.5)
+        return function(*arguments)
+
+    process = Process(path)
+    replace_here(monkeypatch, trio.to_thread, "run_sync", write_slowly)
+    nursery.start_soon(process.file.run)
+    async with session_pair() as (_agent, session):
+        for number in range(60):  # there is always something to write
+            await trio.sleep(1)
+            await process.connect(f"dev{number}", session)
+    pauses = [after - before - 0.5 for before, after in pairwise(begun)]
+    assert len(pauses) >= 4
+    assert min(pauses) >= 10, "a twentieth of the time, however many devices come and go"
+    assert max(pauses) < 12
 
 
 async def test_what_is_not_known_any_more_is_dropped(path: Path, nursery: trio.Nursery) -> None:

@@ -21,7 +21,9 @@ def shorten_token(token: str) -> str:
     return f"{token[: min(_PREFIX_LENGTH, len(token) // 4)]}…"
 
 
-class SessionSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+class SessionSummary(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, gc=False
+):
     """One session at one moment; it does not change when the session does.
 
     The JSON names are the field names in camelCase (`userId`, `connectedAt`, …), and empty optional
@@ -78,7 +80,7 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     """
 
 
-class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What is kept of one device when the process ends. `last_seen` is in UTC."""
 
     online: bool = False
