@@ -115,6 +115,8 @@ class SqlSshDevices(Repository, SshDevices):
             return None
         actor = Actor(kind="device", id=row.device_id, name=row.name, address=address)
         inner = tx.acting(actor).within(row.tenant_id)
+        if _find(tx, _K.c.id == key_id) is None:
+            return None  # it was shut out before this transaction's turn came
         _end(
             inner,
             sa.and_(_C.c.device_id == row.device_id, _C.c.ssh_key_id.is_not(None)),

@@ -137,7 +137,9 @@ def make_room(
         oldest = _oldest_of_most(rows, block_of, address)
         oldest = oldest or _oldest_of_most(block, network_of, address)
     if oldest is not None:
-        tx.execute(table.delete().where(table.c.id == oldest))
+        # If it was looked up or decided in this moment, it stays, and there is one too many.
+        gives_way = sa.and_(table.c.id == oldest, waiting, table.c.seen.is_(sa.false()))
+        tx.execute(table.delete().where(gives_way))
     return oldest is not None
 
 
@@ -186,6 +188,7 @@ def find_code(
     """The open pairing of this code, or why there is none; a wrong guess is counted.
 
     `tx` is bound to no tenant. A refusal is returned, not raised, so that the count is committed.
+    The row is not locked: its tenant has to be locked first.
     """
     refusal = guesser.refusal(tx)
     if refusal is not None:
@@ -198,7 +201,6 @@ def find_code(
             .where(_P.c.code_digest == hash_token(normal), _P.c.kind == kind)
             .order_by(_P.c.id.desc())
             .limit(1)
-            .with_for_update()
         ).first()
     if found is None:
         guesser.was_wrong(tx)

@@ -161,7 +161,7 @@ class SqlJoining(Repository, Joining):
 
     @writes
     def _fetch(self, tx: Transaction, secret: Secret, fingerprint: str) -> Arrival | Pairing:
-        asked = sa.select(_P).where(_P.c.poll_digest == digest_of(secret)).with_for_update()
+        asked = sa.select(_P).where(_P.c.poll_digest == digest_of(secret))
         row = tx.execute(asked).first()
         pairing = _decided(tx, row, fingerprint)
         if pairing.state == "open":
@@ -169,7 +169,9 @@ class SqlJoining(Repository, Joining):
         assert row is not None
         assert row.device_id is not None  # approving and naming the device are one step
         inner = _as_device(tx, row.name, row.address).within(row.tenant_id)
-        inner.update(_P, _P.c.id == row.id, state="used")
+        # Of two that ask at once, one is let in.
+        if not inner.update(_P, _P.c.id == row.id, _P.c.state == "approved", state="used"):
+            return _decided(tx, tx.execute(asked).first(), fingerprint)
         return self._let_in(inner, row, row.device_id)
 
     async def install(
@@ -198,9 +200,8 @@ class SqlJoining(Repository, Joining):
         about: dict[str, str],
     ) -> Arrival | tuple[Pairing, Secret] | RegistryRefused:
         about = _clean(about)
-        row = tx.execute(
-            sa.select(_K).where(_K.c.digest == digest_of(key)).with_for_update()
-        ).first()
+        asked = sa.select(_K).where(_K.c.digest == digest_of(key))
+        row = tx.execute(asked).first()
         if row is None:
             # A right key is never refused: a neighbour may have used the budget up, and no key can
             # be guessed.
@@ -211,6 +212,9 @@ class SqlJoining(Repository, Joining):
             return refusal or RegistryRefused("there is no such install key", code="key_unknown")
         _check_key(tx, row, about["serial"])
         inner = _as_device(tx, about["name"], address).within(row.tenant_id)
+        # It may have been used or revoked before this transaction's turn came.
+        row = tx.execute(asked).one()
+        _check_key(tx, row, about["serial"])
         if not self._may_use(inner, row, address):
             return RegistryRefused(
                 "this install key was used so often lately that it has to rest: try again in some "

@@ -126,14 +126,17 @@ class SqlUsers(Repository, Users):
             row.tenant_id: row for row in tx.execute(sa.select(_M).where(_M.c.user_id == user_id))
         }
         for tenant_id in sorted(wanted.keys() | held.keys()):
-            mine = held.get(tenant_id)
-            if mine is not None and mine.source == "grant":
-                continue  # the provider must not change a role that a person gave here
             role = wanted.get(tenant_id)
+            if not _differs(held.get(tenant_id), role):
+                continue
+            inner = tx.within(tenant_id)
+            mine = _member_row(inner, user_id)
+            if not _differs(mine, role):
+                continue  # it was changed before this transaction's turn came
             if role is None:
-                _remove_member(tx.within(tenant_id), user_id, mine)
-            elif mine is None or mine.role != role:
-                set_member(tx.within(tenant_id), user_id, role, "claim", mine)
+                _remove_member(inner, user_id, mine)
+            else:
+                set_member(inner, user_id, role, "claim", mine)
 
     def _redeem_by_email(self, tx: Transaction, user_id: str, issuer: str, email: str) -> None:
         waiting = tx.execute(
@@ -141,14 +144,16 @@ class SqlUsers(Repository, Users):
             .where(
                 _I.c.issuer == issuer,
                 sa.func.lower(_I.c.email) == email.lower(),
-                _I.c.used_by.is_(None),
-                _I.c.revoked.is_(sa.false()),
-                _I.c.expires > tx.now,
+                _is_good(tx),
             )
             .order_by(_I.c.tenant_id, _I.c.id)
         ).all()
         for invitation in waiting:
-            _redeem(tx.within(invitation.tenant_id), user_id, invitation)
+            inner = tx.within(invitation.tenant_id)
+            # It may have been used or revoked before this transaction's turn came.
+            still = inner.select(_I).where(_I.c.id == invitation.id, _is_good(tx))
+            if inner.execute(still).first() is not None:
+                _redeem(inner, user_id, invitation)
 
     @reads
     def find(self, tx: Transaction, user_id: str) -> User:
@@ -198,6 +203,7 @@ class SqlUsers(Repository, Users):
     ) -> User | Invitation:
         _check_identity(issuer, subject or "")
         find_tenant(tx, tenant_id)
+        tx.lock_installation()  # a new person is entered there
         inner = tx.within(tenant_id)
         if not force and _owners(inner):
             raise RegistryRefused(
@@ -220,24 +226,12 @@ class SqlUsers(Repository, Users):
 
     @writes
     def accept_invitation(self, tx: Transaction, user_id: str, secret: Secret) -> Membership:
-        row = tx.execute(sa.select(_I).where(_I.c.digest == digest_of(secret))).first()
-        if row is None or row.revoked:
-            raise RegistryRefused(
-                "there is no such invitation, or it was revoked: ask for another",
-                code="invitation_unknown",
-            )
-        if row.used_by is not None:
-            raise RegistryRefused(
-                "this invitation was used already, and each works once: ask for another",
-                code="invitation_used",
-            )
-        if row.expires <= tx.now:
-            raise RegistryRefused(
-                "this invitation has expired: ask for another", code="invitation_expired"
-            )
+        asked = sa.select(_I).where(_I.c.digest == digest_of(secret))
+        row = _acceptable(tx, tx.execute(asked).first())
         _find_user(tx, user_id)
         inner = tx.within(row.tenant_id)
-        _redeem(inner, user_id, row)
+        # It may have been used or revoked before this transaction's turn came.
+        _redeem(inner, user_id, _acceptable(tx, tx.execute(asked).first()))
         found = tx.execute(
             sa.select(_M.c.tenant_id, _M.c.role, _M.c.source, _T.c.name, _T.c.enabled)
             .join(_T, _T.c.id == _M.c.tenant_id)
@@ -381,9 +375,8 @@ def _invite(
     email = names.check_text("email", email, 255, least=3)
     if "@" not in email:
         raise RegistryRefused(f'"{email}" is no e-mail address', code="invalid", field="email")
-    good = sa.and_(_I.c.used_by.is_(None), _I.c.revoked.is_(sa.false()), _I.c.expires > tx.now)
     what = "invitations of a tenant are good at once: revoke some"
-    need_room(tx, _I, good, most=_MOST_INVITATIONS, what=what)
+    need_room(tx, _I, _is_good(tx), most=_MOST_INVITATIONS, what=what)
     secret, digest = new_secret("tmi")
     invitation_id = new_id()
     tx.insert(
@@ -401,10 +394,41 @@ def _invite(
     return _invitation(tx.one(_I, invitation_id, "invitation")), secret
 
 
+def _is_good(tx: Transaction) -> sa.ColumnElement[bool]:
+    """Whether an invitation can be used."""
+    return sa.and_(_I.c.used_by.is_(None), _I.c.revoked.is_(sa.false()), _I.c.expires > tx.now)
+
+
+def _acceptable(tx: Transaction, row: Row[Any] | None) -> Row[Any]:
+    """This invitation; raises RegistryRefused when it cannot be used."""
+    if row is None or row.revoked:
+        raise RegistryRefused(
+            "there is no such invitation, or it was revoked: ask for another",
+            code="invitation_unknown",
+        )
+    if row.used_by is not None:
+        raise RegistryRefused(
+            "this invitation was used already, and each works once: ask for another",
+            code="invitation_used",
+        )
+    if row.expires <= tx.now:
+        raise RegistryRefused(
+            "this invitation has expired: ask for another", code="invitation_expired"
+        )
+    return row
+
+
+def _differs(mine: Row[Any] | None, role: Role | None) -> bool:
+    """Whether a membership is to become what the provider claims. A role that a person gave here
+    stays as it is."""
+    if mine is None:
+        return role is not None
+    return bool(mine.source != "grant" and mine.role != role)
+
+
 def _redeem(tx: Transaction, user_id: str, invitation: Row[Any]) -> None:
-    # When two try at once, the condition lets one of them win.
-    if not tx.update(_I, _I.c.id == invitation.id, _I.c.used_by.is_(None), used_by=user_id):
-        raise RegistryRefused("this invitation was used already", code="invitation_used")
+    """Make the user a member by an invitation that was seen to be good in the locked tenant."""
+    tx.update(_I, _I.c.id == invitation.id, used_by=user_id)
     mine = _member_row(tx, user_id)
     if mine is None or ROLES.index(mine.role) < ROLES.index(invitation.role):
         set_member(tx, user_id, invitation.role, "grant", mine)

@@ -152,18 +152,20 @@ class TicketDesk(Repository):
     def redeem(self, tx: Transaction, secret: Secret, address: str) -> Ticket | None:
         """See `Registry.redeem_ticket`."""
         fresh = sa.and_(_T.c.digest == digest_of(secret), _T.c.used.is_(None))
-        row = tx.execute(
+        asked = (
             sa.select(_T)
             .join(_U, _U.c.id == _T.c.user_id)
             .join(_M, sa.and_(_M.c.user_id == _T.c.user_id, _M.c.tenant_id == _T.c.tenant_id))
             .where(fresh, _T.c.expires > tx.now, _U.c.enabled.is_(sa.true()))
-        ).first()
+        )
+        row = tx.execute(asked).first()
         if row is None:
             return None
-        # When two use it at once, one of them finds it used.
-        if not tx.execute(_T.update().where(fresh).values(used=tx.now)).rowcount:
-            return None
         inner = tx.within(row.tenant_id)
+        # When two use it at once, one of them finds it used; and its owner may have left meanwhile.
+        if tx.execute(asked).first() is None:
+            return None
+        inner.update(_T, _T.c.id == row.id, used=tx.now)
         inner.record("ticket.use", "ticket", row.id, after={"address": address[:64]})
         return _ticket(row)
 

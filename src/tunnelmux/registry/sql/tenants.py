@@ -86,6 +86,9 @@ class SqlTenants(Repository, Tenants):
         display_name: str | None = None,
         enabled: bool | None = None,
     ) -> Tenant:
+        find_tenant(tx, tenant_id)
+        tx.lock_installation()
+        inner = tx.within(tenant_id)
         before = find_tenant(tx, tenant_id)
         if enabled is False and before.name == names.DEFAULT_TENANT:
             raise RegistryRefused(
@@ -94,7 +97,6 @@ class SqlTenants(Repository, Tenants):
                 code="default_tenant",
                 field="enabled",
             )
-        inner = tx.within(tenant_id)
         values: dict[str, Any] = {}
         if display_name is not None:
             values["display_name"] = names.check_text("display_name", display_name, 255)

@@ -62,7 +62,11 @@ class Transaction:
         return self.tenant_id
 
     def within(self, tenant_id: str) -> Transaction:
-        """The same transaction, bound to this tenant from now on and locked for writing there."""
+        """The same transaction, bound to this tenant from now on and locked for writing there.
+
+        On PostgreSQL others may have written there while this one waited for its turn: what was
+        read before must be read again, and no row of the tenant may be locked before.
+        """
         inner = Transaction(self._connection, tenant_id=tenant_id, actor=self.actor, now=self.now)
         inner.lock()
         return inner
@@ -89,6 +93,19 @@ class Transaction:
         ).first()
         if row is None:
             raise NoSuchRecord("tenant", self.tenant)
+
+    def lock_installation(self) -> None:
+        """Be the only writer of the installation's own audit until the end.
+
+        To be called before `within` where both audits are written: each takes the installation
+        first, so that no two wait for each other.
+        """
+        tenants = schema.tenants
+        self._connection.execute(
+            sa.select(tenants.c.id)
+            .where(tenants.c.id == schema.SYSTEM_TENANT)
+            .with_for_update(key_share=True)
+        ).one()
 
     # -- statements -----------------------------------------------------------------------------
 
