@@ -1,4 +1,4 @@
-"""What a real proxy does about files and sockets before they run out."""
+"""What real daemons do about files and sockets before they run out."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ def said_of(process: int, what: str) -> str:
 
 
 @pytest.mark.slow
-async def test_a_proxy_may_open_as_many_files_as_its_user(tunnel: Tunnel, few_of_many: int) -> None:
-    """A shell gives 1024 as a rule: less than one address may have connections."""
+async def test_daemons_may_open_as_many_files_as_their_user(
+    tunnel: Tunnel, few_of_many: int
+) -> None:
+    """A shell gives 1024 as a rule: less than one address may have connections, and an agent
+    streams."""
     await tunnel.start_proxy()
-    (line,) = (
-        line
-        for line in said_of(tunnel.proxy.pid, "limits").splitlines()
-        if line.startswith("Max open files")
-    )
-    assert int(line.split()[3]) == few_of_many
+    agent = await tunnel.start_agent({"web": "8000"})
+    for daemon in (tunnel.proxy, agent):
+        (line,) = (
+            line
+            for line in said_of(daemon.pid, "limits").splitlines()
+            if line.startswith("Max open files")
+        )
+        assert int(line.split()[3]) == few_of_many, daemon.name
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class DirectConnector:
         service, dialler = self._targets.get(name, (None, None))
         if service is None or dialler is None or not self._streams.has_room:
             return False
-        if self._streams.health.down(name):
+        if self._streams.health.down(name) or not self._streams.room.has(name):
             return False
         desk = self._streams.desk
         if desk is not None and service.lease_only and desk.objection(name, None) is not None:
@@ -76,6 +76,7 @@ class DirectConnector:
             offered, local, connection, head_size=head_size, answer=CONNECT_ANSWER
         )
         self._streams.active += 1
+        self._streams.room.enter(name)
         self._streams.figures.streams += 1
         if desk is not None:
             connection.lease_visit = desk.enter(name, None, connection.relay.abort)
@@ -90,6 +91,7 @@ class DirectConnector:
         """The connection has ended or failed."""
         self._connecting.clear(connection)
         self._streams.active -= 1
+        self._streams.room.leave(connection.service)
         if self._streams.desk is not None:
             self._streams.desk.leave(connection.lease_visit)
         figures = self._streams.figures
@@ -133,6 +135,11 @@ class _Connection:
         self._local = local
         self.lease_visit: LeaseVisit | None = None
         self._started = trio.current_time()
+
+    @property
+    def service(self) -> str:
+        """The name of the service."""
+        return self._service.name
 
     def give_up(self) -> None:
         """Called when connecting took too long."""

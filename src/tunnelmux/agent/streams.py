@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
 
@@ -21,6 +21,7 @@ from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.log_api import serve_logs
 from tunnelmux.agent.own_shell import OwnShell
 from tunnelmux.agent.relay_log import log_relay
+from tunnelmux.agent.room import Room
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
 from tunnelmux.agent.short_body import read_short_body
@@ -28,6 +29,7 @@ from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import OpenTarget, TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.config.agent import OWN_SHELL
+from tunnelmux.descriptors import files_allowed
 from tunnelmux.http import (
     Exchange,
     KeptUpstream,
@@ -87,6 +89,13 @@ _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
 # Names of the two sides of a relay in the log.
 
 
+class _Visit(NamedTuple):
+    """A connection to a target, from its beginning to its end."""
+
+    service: str
+    lease: LeaseVisit | None
+
+
 class StreamServer:
     """Serves the streams of this agent's sessions, one task each."""
 
@@ -115,6 +124,8 @@ class StreamServer:
         """Whether followers of the log must be ended."""
         self.active = 0
         """Streams being served now."""
+        self.room = Room()
+        """Places for connections to targets."""
         self._refusals = RepeatedLines("stream refused")
         self.tracing: Tracing | None = None
         """What makes spans of streams, if anything does."""
@@ -138,6 +149,8 @@ class StreamServer:
         self._name = config.device.name
         self._limits = config.limits.ingress
         self._max_streams = config.limits.session.max_streams
+        files = files_allowed() if self._open_target is None else None
+        self.room.configure(files, len(self._targets), self._max_streams)
         self.figures.keep_services(self._targets)
 
     def _opener_of(self, service: ServiceConfig) -> OpenTarget | None:
@@ -219,7 +232,7 @@ class StreamServer:
         kept: KeptUpstream,
     ) -> None:
         service: ServiceConfig | None = None
-        visit: LeaseVisit | None = None
+        visit: _Visit | None = None
         try:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
                 await self._answer_itself(server, request, stream)
@@ -238,6 +251,9 @@ class StreamServer:
             self._note_refusal(exc.refusal, stream, service)
             await server.send_refusal(exc.refusal)
             return
+        except BaseException:
+            self._leave(visit)
+            raise
         exchange = Exchange(request=request)
         sites = translation_for(service, request)
         upstream = Upstream(
@@ -254,23 +270,33 @@ class StreamServer:
             kept.put_back(service.name, upstream)
         finally:
             self._leave(visit, exchange.bytes_in, exchange.bytes_out)
-            self.figures.request_served(exchange.status)
-            if exchange.reason is not None:
-                self.figures.target_failed(service.name, exchange.reason)
-            _log_exchange(stream, service, request, exchange)
-            fine = exchange.visitor_left or exchange.problem is None
-            self.tell_span(
-                request.method.decode("ascii"),
-                (exchange.started, connected),
-                first_value(request.headers, b"traceparent"),
-                {
-                    "tunnelmux.service": service.name,
-                    "url.path": request.path,
-                    "http.response.status_code": exchange.status or None,
-                    "error.type": exchange.reason,
-                },
-                None if fine else exchange.problem,
-            )
+            self._note_exchange(stream, service, request, exchange, connected)
+
+    def _note_exchange(
+        self,
+        stream: Stream,
+        service: ServiceConfig,
+        request: RequestHead,
+        exchange: Exchange,
+        connected: float,
+    ) -> None:
+        self.figures.request_served(exchange.status)
+        if exchange.reason is not None:
+            self.figures.target_failed(service.name, exchange.reason)
+        _log_exchange(stream, service, request, exchange)
+        fine = exchange.visitor_left or exchange.problem is None
+        self.tell_span(
+            request.method.decode("ascii"),
+            (exchange.started, connected),
+            first_value(request.headers, b"traceparent"),
+            {
+                "tunnelmux.service": service.name,
+                "url.path": request.path,
+                "http.response.status_code": exchange.status or None,
+                "error.type": exchange.reason,
+            },
+            None if fine else exchange.problem,
+        )
 
     async def _answer_itself(
         self, server: ServerConnection, request: RequestHead, stream: Stream
@@ -370,7 +396,7 @@ class StreamServer:
         self, server: ServerConnection, request: RequestHead, stream: Stream
     ) -> None:
         service: ServiceConfig | None = None
-        visit: LeaseVisit | None = None
+        visit: _Visit | None = None
         result = RelayResult()
         began = trio.current_time()
         try:
@@ -453,22 +479,29 @@ class StreamServer:
 
     # -- leases -----------------------------------------------------------------------------
 
-    def _enter(
-        self, service: ServiceConfig, request: RequestHead, stream: Stream
-    ) -> LeaseVisit | None:
-        """Register a stream that ends with its lease; raises Refused where it has none."""
+    def _enter(self, service: ServiceConfig, request: RequestHead, stream: Stream) -> _Visit:
+        """Register a stream that ends with its lease, and give its connection a place. Raises
+        Refused where there is no such lease, or no place."""
+        if not self.room.has(service.name):
+            raise Refused(self.room.refusal(service.name))
         named = first_value(request.headers, LEASE_FIELD.lower())
         lease_id = named.decode("latin-1") if named else None
-        if self.desk is None or (lease_id is None and not service.lease_only):
-            return None
-        objection = self.desk.objection(service.name, lease_id)
-        if objection is not None:
-            raise Refused(Refusal(403, "lease-over", f"{objection[:1].upper()}{objection[1:]}."))
-        return self.desk.enter(service.name, lease_id, stream.reset)
+        lease: LeaseVisit | None = None
+        if self.desk is not None and (lease_id is not None or service.lease_only):
+            objection = self.desk.objection(service.name, lease_id)
+            if objection is not None:
+                message = f"{objection[:1].upper()}{objection[1:]}."
+                raise Refused(Refusal(403, "lease-over", message))
+            lease = self.desk.enter(service.name, lease_id, stream.reset)
+        self.room.enter(service.name)
+        return _Visit(service.name, lease)
 
-    def _leave(self, visit: LeaseVisit | None, bytes_in: int = 0, bytes_out: int = 0) -> None:
+    def _leave(self, visit: _Visit | None, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        if visit is None:
+            return
+        self.room.leave(visit.service)
         if self.desk is not None:
-            self.desk.leave(visit, bytes_in, bytes_out)
+            self.desk.leave(visit.lease, bytes_in, bytes_out)
 
 
 def _log_refusal(refusal: Refusal, stream: Stream) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from tunnelmux.config import ServiceConfig
+from tunnelmux.descriptors import ran_out
 from tunnelmux.http import Refusal, Refused
 from tunnelmux.relay import abort
 from tunnelmux.transports.tcp import configure_socket, explain_os_error
@@ -97,6 +98,11 @@ class TargetConnector:
                 why = "refused the connection: check that it runs and listens there"
                 raise self._refused("target-refused", why) from exc
             why = f"cannot be reached from the device: {explain_os_error(exc)}"
+            if ran_out():
+                why = (
+                    "cannot be reached from the device: its agent may have no more files and "
+                    "sockets open: raise LimitNOFILE (ulimit -n)"
+                )
             raise self._refused("target-unreachable", why) from exc
 
     async def dial_http(

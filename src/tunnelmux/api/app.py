@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import sys
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
@@ -64,6 +63,7 @@ from tunnelmux.api.terminals import Terminals
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
+from tunnelmux.descriptors import files_allowed
 from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
@@ -71,9 +71,6 @@ from tunnelmux.registry import Keeping, PairingRules, Registry, open_registry
 from tunnelmux.registry.ids import Clock, utc_now
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import ServerCertificates
-
-if sys.platform != "win32":  # on Unix, it tells how many files a process may open
-    import resource
 
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
 
@@ -315,18 +312,10 @@ def _admission(config: ApiConfig) -> Admission:
     return Admission(
         "api.listen",
         # The other half of the descriptors is for the registry and for connections to proxies.
-        limit=min(limits.max_connections, _descriptors() // 2),
+        limit=min(limits.max_connections, files_allowed() // 2),
         per_address=limits.max_connections_per_address,
         exempt=TrustedProxies.parse(config.api.trusted_proxies),
     )
-
-
-def _descriptors() -> int:
-    """How many files and sockets this process may have open."""
-    if sys.platform == "win32":
-        return sys.maxsize
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _certificates(config: ApiConfig) -> ServerCertificates | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux import __version__
-from tunnelmux.cli.descriptors import raise_descriptor_limit
 from tunnelmux.cli.options import (
     all_option,
     common_settings,
@@ -177,7 +176,6 @@ def _load(
 
 
 def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> int:
-    raise_descriptor_limit()
     load = partial(_load, context, config_file)
     given = context.find_root().obj
     if isinstance(given, WorkerStart):
@@ -237,7 +235,6 @@ def _run_quickstart(
     *,
     public: bool,
 ) -> int:
-    raise_descriptor_limit()
     flags = flags_of(context)
     if public:
         flags.append(Flag("--public", "access.let_in", ["public"]))

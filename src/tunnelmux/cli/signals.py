@@ -12,6 +12,7 @@ import trio
 from tunnelmux.cli.outcome import EXIT_CUT_SHORT
 from tunnelmux.cli.service_manager import ServiceManager
 from tunnelmux.cli.upgrade_signal import UPGRADE_SIGNAL, tell_of_upgrade
+from tunnelmux.descriptors import raise_descriptor_limit
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -68,8 +69,10 @@ async def run_until_signalled(
     line; without `reload` SIGHUP keeps its usual meaning. SIGUSR2 calls `upgrade`, which starts the
     next program and returns once that serves; then this one drains. What the daemon raises comes
     out of here, in the groups its nurseries make. `manager`, by default the one that the
-    environment names, is told what becomes of the daemon.
+    environment names, is told what becomes of the daemon. The process may have as many files and
+    sockets open as its user from now on.
     """
+    raise_descriptor_limit()
     wanted = [signal.SIGTERM, signal.SIGINT]
     if reload is not None:
         wanted.append(signal.SIGHUP)

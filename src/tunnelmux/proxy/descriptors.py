@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TypeVar
 
 import msgspec
 
 from tunnelmux.config import LimitsConfig, ProxyConfig
+from tunnelmux.descriptors import files_allowed
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import get_logger
-
-if sys.platform != "win32":  # on Unix, it tells how many files a process may open
-    import resource
 
 Part = TypeVar("Part", IngressLimits, InternalLimits)
 
 __all__ = ["within_descriptors"]
 
 _log = get_logger("proxy")
-
-
-def files_allowed() -> int:
-    """How many this process may have open."""
-    if sys.platform == "win32":
-        return sys.maxsize
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def within_descriptors(config: ProxyConfig) -> ProxyConfig:

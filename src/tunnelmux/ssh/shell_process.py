@@ -17,6 +17,8 @@ from typing import Any
 
 import trio
 
+from tunnelmux.descriptors import lower_descriptor_limit
+
 __all__ = ["RunningShell", "Terminal", "login_environment", "start_shell"]
 
 _GRACE = 1.0
@@ -144,6 +146,7 @@ async def start_shell(
             stderr=subprocess.PIPE,
             **options,
         )
+        lower_descriptor_limit(process.pid)
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -168,6 +171,7 @@ async def _start_on_terminal(
             stderr=theirs,
             **options,
         )
+        lower_descriptor_limit(process.pid)
     except BaseException:
         os.close(ours)
         raise
