@@ -82,6 +82,7 @@ class Channel:
     def __init__(self) -> None:
         self.told = b""
         self.ended = ""
+        self._send_buf: list[object] = []
 
     def is_closing(self) -> bool:
         return bool(self.ended)

@@ -198,6 +198,8 @@ class Costly:
     def _finish_recv_packet(self, *_: Any, **__: Any) -> None:
         pass
 
+    add_channel = _send_deferred_packets = _finish_recv_packet
+
     def data_received(self, data: bytes, _datatype: object = None) -> None:
         """Packets as those of AES-GCM: their length, that many bytes, and 16 more."""
         self._inpbuf += data

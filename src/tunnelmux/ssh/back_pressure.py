@@ -18,6 +18,7 @@ from typing import Any
 
 import asyncssh
 
+from tunnelmux.ssh.channel_data import ChannelData
 from tunnelmux.ssh.turns import Account, Turns, turns_of
 
 __all__ = ["BackPressure"]
@@ -82,6 +83,7 @@ class BackPressure:
         self._looks = False
         if isinstance(getattr(self._transport, "max_size", None), int):
             self._transport.max_size = _AT_ONCE
+        ChannelData(connection)
         connection.data_received = self._received
         connection._finish_recv_packet = self._finished  # noqa: SLF001
 

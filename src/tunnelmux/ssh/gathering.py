@@ -36,16 +36,22 @@ class _Between(asyncio.Protocol):
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
         self._protocol = protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._protocol.connection_made(GatheringTransport(transport))
 
+    # BackPressure has replaced these meanwhile.
+
     def data_received(self, data: bytes) -> None:
-        self._protocol.data_received(data)  # which BackPressure has replaced meanwhile
+        self._protocol.data_received(data)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
 
 
 class GatheringTransport(asyncio.Transport):

@@ -48,4 +48,5 @@ def new_session_channel(connection: Any, window: int, names: str = LOCALE) -> An
 def discard_unsent(channel: Any) -> None:
     """Drop what waits until the other end reads: what is written next is read next. asyncssh has no
     call for that."""
-    channel._send_buf, channel._send_buf_len = [], 0  # noqa: SLF001
+    channel._send_buf.clear()  # noqa: SLF001
+    channel._send_buf_len = 0  # noqa: SLF001
