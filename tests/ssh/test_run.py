@@ -180,6 +180,22 @@ async def test_a_process_left_in_the_background_does_not_hold_the_end_up(
             os.kill(number, signal.SIGKILL)
 
 
+async def test_a_process_left_in_the_background_that_goes_on_writing_ends_with_the_time(
+    pool: SshPool, ask: Asker
+) -> None:
+    """The command had no end: each line of that process was waited for."""
+    with trio.fail_after(20):
+        result = await pool.run(
+            ask(
+                "(for n in 1 2 3 4 5 6 7 8 9; do sleep 1; echo $n; done) & echo hi",
+                timeout=1,
+            )
+        )
+    assert (result.exit_code, result.reason) == (0, None)
+    assert result.stdout.startswith("hi\n")
+    assert "8" not in result.stdout
+
+
 async def test_output_nobody_reads_stops_the_command_and_loses_nothing(
     pool: SshPool, ask: Asker
 ) -> None:

@@ -46,6 +46,9 @@ QUIET_AFTER_EXIT = 2.0
 that it left in the background holds its output open, and ssh would wait for that process for
 ever."""
 
+_LOOK = 0.1
+# Seconds between two looks whether the output of a command whose time is over is read.
+
 CLOSE_GRACE = 10.0
 """Seconds that closing a pool may take: commands are ended first, each within kill_grace and a few
 seconds."""
@@ -187,7 +190,7 @@ class SshPool:
                     await _to_its_end(self._bridge, opening.channel)
                 if opening is not None and opening.channel.exit_code is not None:
                     # It has exited; only output is still to come, as fast as its reader takes it.
-                    await _to_its_end(self._bridge, opening.channel)
+                    await _take_the_rest(self._bridge, opening.channel)
         except SshFailure as problem:
             run.finish(problem.exited())
         finally:
@@ -505,6 +508,20 @@ async def _to_its_end(bridge: Bridge, channel: Channel) -> None:
             with bridge.entered():
                 channel.close()
             return
+
+
+async def _take_the_rest(bridge: Bridge, channel: Channel) -> None:
+    """Return when the output is complete, or there was time enough for it while it was read: what a
+    command has left in the background may write for ever."""
+    left = QUIET_AFTER_EXIT
+    while left > 0 and not channel.ended.is_set():
+        with trio.move_on_after(_LOOK):
+            await channel.ended.wait()
+        if not channel.paused:
+            left -= _LOOK
+    if not channel.ended.is_set():
+        with bridge.entered():
+            channel.close()
 
 
 def _without_status(connection: Connection, channel: Channel) -> Exited:
