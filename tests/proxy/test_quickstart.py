@@ -393,6 +393,21 @@ async def test_an_address_that_a_killed_proxy_left_is_not_used(tmp_path: Path) -
     assert place.url == DEFAULT_URL
 
 
+async def test_a_second_start_by_mistake_keeps_no_command_from_the_first_proxy(
+    tmp_path: Path,
+) -> None:
+    state_dir = tmp_path / "tunnelmux-proxy"
+    async with quickstarted(state_dir, lambda _: None) as proxy:
+        listening = TunnelListener(listen=str(proxy.tunnel_address))
+        same = msgspec.structs.replace(ANY_PORT, tunnel=listening)
+        with pytest.raises(ConfigError, match="in use"):
+            await run_quickstart(state_dir, "127.0.0.1", config=same)
+        place = find_place(None, None, None, {"XDG_STATE_HOME": str(tmp_path)})
+        assert place.url == f"http://{proxy.internal_address}"
+        async with open_fleet(place) as fleet:
+            assert await fleet.devices() == []
+
+
 async def test_an_internal_api_of_its_own_configuration_is_kept(tmp_path: Path) -> None:
     internal = InternalListener(listen="127.0.0.1:0", secret=Secret("s" * 32))
     config = msgspec.structs.replace(ANY_PORT, internal=internal)

@@ -109,6 +109,8 @@ class Quickstart:
         self._public_host = public_host
         self._public = public
         self._clock = clock
+        self._secret_before: bytes | None = None
+        self._has_told = False
 
     def complete(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration with all that it does not say itself. The first time, a certificate is
@@ -118,9 +120,12 @@ class Quickstart:
 
     def renew_secret(self, config: ProxyConfig) -> None:
         """Write a new secret for the internal API, if the configuration has none of its own: before
-        the proxy starts. Raises ConfigError."""
+        the proxy starts. One left by a process that was killed must not stay valid. Raises
+        ConfigError."""
         if _has_own_internal(config, self.state_dir):
-            _renew_secret(self.state_dir)
+            with contextlib.suppress(OSError):  # there is none yet
+                self._secret_before = (self.state_dir / INTERNAL_SECRET).read_bytes()
+            _write_secret(self.state_dir, secrets.token_hex(32).encode("ascii"))
 
     def tell(self, config: ProxyConfig, listening: Listening) -> None:
         """Write the state file for other programs on this machine. *config* is complete."""
@@ -137,8 +142,15 @@ class Quickstart:
         return _welcome(config, listening, host, invite(self.state_dir, clock=self._clock))
 
     def forget(self) -> None:
-        """The proxy has ended: other programs are not to call its internal API."""
-        _forget_internal_url(self.state_dir)
+        """The proxy has ended: other programs are not to call its internal API.
+
+        If it never listened, another one of this state directory may, as when this was started
+        twice by mistake; what programs need to call that stays.
+        """
+        if self._has_told:
+            _forget_internal_url(self.state_dir)
+        elif self._secret_before is not None:
+            _write_secret(self.state_dir, self._secret_before)
 
     def _host(self) -> str | None:
         return self._public_host or _remembered_host(self.state_dir)
@@ -147,6 +159,7 @@ class Quickstart:
         """Returns the host by which devices reach the proxy."""
         public_host = self._host()
         host = _reached_at(config, public_host)
+        self._has_told = True
         _write_state(config, listening, self.state_dir, host, public_host)
         return host
 
@@ -247,11 +260,10 @@ def _has_own_internal(config: ProxyConfig, state_dir: Path) -> bool:
     return internal is not None and internal.secret_file == state_dir / INTERNAL_SECRET
 
 
-def _renew_secret(state_dir: Path) -> None:
-    """Write a new secret. One left by a process that was killed must not stay valid."""
+def _write_secret(state_dir: Path, secret: bytes) -> None:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(state_dir / INTERNAL_SECRET, secrets.token_hex(32).encode("ascii"))
+        write_private(state_dir / INTERNAL_SECRET, secret)
     except OSError as error:
         raise _unusable(state_dir, error) from error
 
