@@ -67,6 +67,22 @@ async def test_visitors_of_http(workers: Workers) -> None:
     await visitor.aclose()
 
 
+async def test_a_host_of_any_bytes_is_refused_as_by_one_process(workers: Workers) -> None:
+    since = len(workers.proxy.events)
+    for host in (b"d\xff.localhost", b"\xff\xfe", b"[::\xff]"):
+        for _ in range(4):  # at either worker
+            visitor = Peer(await workers.visit())
+            await visitor.send(
+                b"GET / HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
+            )
+            with trio.fail_after(PATIENCE):
+                assert (await visitor.read_head()).startswith(b"HTTP/1.1 400")
+            await trio.aclose_forcefully(visitor.stream)
+    await workers.still_works("dev1")
+    for event in workers.proxy.events[since:]:
+        assert "unhandled" not in str(event["event"]), event
+
+
 async def test_visitors_of_tcp_ports(daemons: DaemonSet, web: Address) -> None:
     workers = Workers(daemons)
     ports = [("127.0.0.1:0", device, "raw") for device in ("dev1", "dev2")]

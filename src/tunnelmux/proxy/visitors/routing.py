@@ -101,9 +101,13 @@ def destination_of(
     domain: str,
     is_tenant: Callable[[str], bool],
 ) -> Destination | None:
-    """Like `find_destination`, for a request whose head the scanner has accepted, from its Host,
-    `Tunnelmux-Device` and `Tunnelmux-Service`; absent fields are empty. None when it is refused.
+    """Like `find_destination`, from the Host, `Tunnelmux-Device` and `Tunnelmux-Service` of a
+    request; absent fields are empty. None when it is refused, or to be judged by its whole head.
     """
+    if not said[0].isascii():
+        return (
+            None  # not looked at yet: first bytes, or the name that TLS is given, may be anything
+        )
     names = (b"host", DEVICE_FIELD.lower(), SERVICE_FIELD.lower())
     fields = [pair for pair in zip(names, said, strict=True) if pair[1]]
     try:
