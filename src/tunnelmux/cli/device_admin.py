@@ -11,7 +11,7 @@ import msgspec
 
 from tunnelmux.cli.device_names import DEVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
-from tunnelmux.cli.output import Cell, Column, duration, print_table
+from tunnelmux.cli.output import Cell, Column, duration, print_json, print_table
 from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def show_host_keys(device: str, accept: bool, yes: bool, as_json: bool, **option
             confirm(f"Does the SSH server of {device} show {', '.join(new)}?", yes)
             found = await fleet.client.post(f"{path}/accept", HostKeys, {"fingerprints": new})
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print_json(found)
             return
         listed = [("accepted", key) for key in found.pinned]
         listed += [("new", key) for key in found.reported]
@@ -330,7 +330,7 @@ def invite(
             content["lifetime"] = expires * 60
         made = await fleet.client.post("/api/pairings", _Made, content)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())
+            print_json(made)
             return
         left = duration((made.pairing.expires - datetime.now(UTC)).total_seconds() + 1)
         what = f"The code for {made.pairing.name}" if made.pairing.name else "The code"
@@ -351,7 +351,7 @@ def list_invitations(as_json: bool, **options: Any) -> int:
             "/api/pairings", _Invitations, lambda page: (page.items, page.next), waiting="true"
         )
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print_json(found)
         elif found:
             _print_invitations(found)
         else:

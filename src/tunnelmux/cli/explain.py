@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.doctor.findings import Finding, print_finding
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import ago, duration
+from tunnelmux.cli.output import ago, duration, print_json
 from tunnelmux.errors import ConnectError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def explain(device: str, service: str | None, as_json: bool, **options: Any) -> 
             if not as_json:
                 print_finding(finding)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print_json(found)
         return _OFFLINE if any(item.outcome == "bad" for item in found) else 0
 
     return run_on_fleet(options, work)

@@ -12,7 +12,16 @@ import click
 
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table, size, styled
+from tunnelmux.cli.output import (
+    Cell,
+    Column,
+    duration,
+    print_fields,
+    print_json,
+    print_table,
+    size,
+    styled,
+)
 from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
@@ -71,14 +80,13 @@ def start(
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.fleet import check_service
         from tunnelmux.cli.fleet.inspecting import inspector_of
-        from tunnelmux.cli.fleet.model import to_json
 
         check_service(await fleet.details(device), service)
         begun = await inspector_of(fleet).begin(
             device, service, minutes * 60, bodies=bodies, asked_by=getpass.getuser()
         )
         if as_json:
-            click.echo(to_json(begun))
+            print_json(begun)
             return
         left = duration((begun.until - datetime.now(UTC)).total_seconds() + 1)
         click.echo(f"Requests to {service} of {device} are kept for {left}.")
@@ -115,14 +123,13 @@ def list_requests(device: str, status: str, path: str, as_json: bool, **options:
 
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.inspecting import inspector_of
-        from tunnelmux.cli.fleet.model import to_json
 
         inspector = inspector_of(fleet)
         running = await _running(inspector, device)
         requests = [item for one in running for item in await inspector.requests(one) if fits(item)]
         requests.sort(key=lambda item: item.at, reverse=True)
         if as_json:
-            click.echo(to_json(requests))
+            print_json(requests)
             return
         for one in running:
             _tell_about(one)
@@ -327,13 +334,12 @@ def _show_one(
 
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.inspecting import inspector_of
-        from tunnelmux.cli.fleet.model import to_json
 
         inspector = inspector_of(fleet)
         known = await _find(inspector, device, name)
         found = await inspector.request(*known, replay=replay)
         if as_json:
-            click.echo(to_json(found))
+            print_json(found)
         else:
             _print_request(found)
 

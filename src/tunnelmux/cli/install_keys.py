@@ -11,7 +11,7 @@ import msgspec
 
 from tunnelmux.cli.device_admin import Ended, confirm, tell_ended
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
-from tunnelmux.cli.output import Cell, Column, duration, print_table
+from tunnelmux.cli.output import Cell, Column, duration, print_json, print_table
 from tunnelmux.errors import ConnectError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def list_keys(with_ended: bool, as_json: bool, **options: Any) -> int:
     async def work(fleet: ApiFleet) -> None:
         found = [key for key in await _all(fleet) if with_ended or _state(key) == "good"]
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            print_json(found)
         elif found:
             _print(found)
         else:

@@ -23,7 +23,7 @@ from tunnelmux.cli.fleet_options import (
     place_options,
     run_at_api,
 )
-from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table
+from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_json, print_table
 from tunnelmux.cli.own_command import own_command, proxy_command
 from tunnelmux.errors import ConfigError
 from tunnelmux.printable import printable
@@ -182,7 +182,7 @@ def ls_leases(everything: bool, mine: bool, as_json: bool, **options: Any) -> in
             if (after := page.next) is None:
                 break
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(found)))
+            print_json(found)
         elif found:
             _print_leases(found)
         else:
@@ -278,7 +278,7 @@ def _checked(lease_id: str) -> str:
 
 def _tell(found: _Lease, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found)))
+        print_json(found)
         return
     left = duration((found.ends - datetime.now(UTC)).total_seconds())
     waits = {"requested": "waits for an operator", "waiting": "waits for the device"}

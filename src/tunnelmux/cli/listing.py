@@ -15,6 +15,7 @@ from tunnelmux.cli.output import (
     ago,
     duration,
     print_fields,
+    print_json,
     print_table,
     size,
     styled,
@@ -51,9 +52,7 @@ def ls(part: str, online: bool, as_json: bool, **options: Any) -> int:
         if online:
             found = [device for device in found if device.state == "online"]
         if as_json:
-            from tunnelmux.cli.fleet.model import to_json
-
-            click.echo(to_json(found))
+            print_json(found)
         elif found:
             print_devices(found)
         else:
@@ -110,9 +109,7 @@ def show(device: str, as_json: bool, **options: Any) -> int:
     async def work(fleet: Fleet) -> None:
         details = await fleet.details(device)
         if as_json:
-            from tunnelmux.cli.fleet.model import to_json
-
-            click.echo(to_json(details))
+            print_json(details)
         else:
             _print_details(details)
 

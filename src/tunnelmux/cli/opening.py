@@ -12,7 +12,7 @@ import msgspec
 from tunnelmux.cli.browser import has_browser
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_at_api
-from tunnelmux.cli.output import duration
+from tunnelmux.cli.output import duration, print_json
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.by_api import ApiFleet
@@ -76,7 +76,7 @@ def open_device(
         content = {"service": service, "lifetime": minutes * 60, "once": once}
         made = await fleet.client.post(path, _Made, content)
         if as_json:
-            click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())
+            print_json(made)
             return
         left = duration((made.link.ends - datetime.now(UTC)).total_seconds() + 1)
         click.echo(made.url)

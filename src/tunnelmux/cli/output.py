@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
+import click
+import msgspec
+
 from tunnelmux.printable import printable
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "duration",
     "may_color",
     "print_fields",
+    "print_json",
     "print_table",
     "size",
     "styled",
@@ -140,6 +144,11 @@ def print_fields(fields: Sequence[tuple[str, str | Cell]]) -> None:
     width = max((len(name) for name, _ in kept), default=0)
     for name, cell in kept:
         sys.stdout.write(f"{styled(name.ljust(width), 'dim')}  {styled(cell.text, cell.style)}\n")
+
+
+def print_json(content: msgspec.Struct | Sequence[msgspec.Struct]) -> None:
+    """Write to standard output for a program, as every `--json` does."""
+    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
 
 
 def duration(seconds: float) -> str:

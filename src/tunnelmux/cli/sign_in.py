@@ -16,7 +16,7 @@ import msgspec
 from tunnelmux.cli.browser import has_browser
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
 from tunnelmux.cli.interrupts import run_interruptible
-from tunnelmux.cli.output import print_fields, styled
+from tunnelmux.cli.output import print_fields, print_json, styled
 from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
 
 if TYPE_CHECKING:
@@ -207,9 +207,7 @@ def whoami(as_json: bool, **options: Any) -> int:
     async def work(fleet: Fleet) -> None:
         account = await fleet.account()
         if as_json:
-            from tunnelmux.cli.fleet.model import to_json
-
-            click.echo(to_json(account))
+            print_json(account)
             return
         print_fields(
             [

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from tunnelmux.cli.doctor.findings import Finding, print_finding, worst_status
 from tunnelmux.cli.fleet_options import (
@@ -19,6 +18,7 @@ from tunnelmux.cli.fleet_options import (
     place_options,
 )
 from tunnelmux.cli.interrupts import run_interruptible
+from tunnelmux.cli.output import print_json
 from tunnelmux.errors import ConfigError
 from tunnelmux.wire import REASON_FIELD
 
@@ -86,7 +86,7 @@ def doctor(agent_file: Path | None, timeout: float, as_json: bool, **options: An
     run_interruptible(run)
     findings.append(check_descriptors())
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+        print_json(findings)
     else:
         print_finding(findings[-1])
     return worst_status(findings)

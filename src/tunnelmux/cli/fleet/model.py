@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -21,7 +20,6 @@ __all__ = [
     "SeenRequest",
     "Service",
     "Visit",
-    "to_json",
 ]
 
 State = Literal["online", "offline", "disabled", "quarantined"]
@@ -138,8 +136,3 @@ class Account(msgspec.Struct, kw_only=True):
     email: str = ""
     tenant: str = ""
     role: str = ""
-
-
-def to_json(content: msgspec.Struct | Sequence[msgspec.Struct]) -> str:
-    """As `--json` prints it."""
-    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
