@@ -40,7 +40,7 @@ __all__ = [
     "client_address",
     "end_to_end",
     "forwarding_fields",
-    "names_sender",
+    "names_visitor",
     "own_cookies",
     "replace_host",
     "reported_hosts",
@@ -74,7 +74,7 @@ def binds_connection(headers: Iterable[Field], name: bytes) -> bool:
     return any(words and words[0].lower() in _LOGIN_SCHEMES for words in values)
 
 
-def names_sender(headers: Iterable[Field]) -> bool:
+def names_visitor(headers: Iterable[Field]) -> bool:
     """Whether a request has a field in which a proxy names or describes its visitor."""
     return any(field_kind(name) == "forwarding" for name, _ in headers)
 
@@ -183,7 +183,8 @@ class TrustedProxies:
         """A visitor from this address; trusted if the address is one of these."""
         is_one = address in self
         fields = self.fields if is_one else frozenset[bytes]()
-        return Visitor(address, scheme, is_one, fields, shares=is_one and not self.keep_logins)
+        is_shared = is_one and not self.keep_logins
+        return Visitor(address, scheme, is_one, fields, connection_is_shared=is_shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +197,9 @@ class Visitor:
     """Whether the address is one of the trusted proxies."""
     believed: frozenset[bytes] = frozenset()
     """`TrustedProxies.fields`, for one of them."""
-    shares: bool = False
-    """Whether its connection may carry requests of several visitors: that of a trusted proxy, once
-    it names the visitor of a request."""
+    connection_is_shared: bool = False
+    """Whether its connection may carry requests of other visitors, too: it is that of a trusted
+    proxy, and these are told apart once a request `names_visitor`."""
 
     def may_say(self, name: bytes) -> bool:
         """Whether this peer may set a field that only proxies may send."""

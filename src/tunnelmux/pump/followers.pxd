@@ -98,7 +98,7 @@ cdef class RequestFollower:
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t take_trailers(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef bytes said(self)
-    cdef bint names_sender(self) noexcept
+    cdef bint names_visitor(self) noexcept
     cdef bytes span(self, Span span)
     cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept
     cdef bint may_repeat(self) noexcept

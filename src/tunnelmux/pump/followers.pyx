@@ -192,7 +192,7 @@ cdef class RequestFollower:
             said += self.text(self.shape.said.spans[i].at, self.shape.said.spans[i].end)
         return said
 
-    cdef bint names_sender(self) noexcept:
+    cdef bint names_visitor(self) noexcept:
         """Whether the kept head has a field that only a proxy sets, about its visitor."""
         return self.shape.said.count > 0
 

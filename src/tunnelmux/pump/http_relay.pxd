@@ -40,7 +40,7 @@ cdef class HttpRelay(LegUser):
     cdef Py_ssize_t drain_bytes
     cdef object carrier
     cdef bint heeds
-    cdef bint shares  # requests that say who sent them may be those of several people
+    cdef bint connection_is_shared  # requests that name their visitor may be those of several
     cdef bint traces
     cdef uint32_t stream_seen
     cdef RequestFollower request

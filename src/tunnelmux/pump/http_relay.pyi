@@ -19,9 +19,9 @@ class _Carrier(Protocol):
     def heeds(self) -> bool:
         """Whether the connection comes from a trusted proxy, whose forwarding fields count."""
     @property
-    def shares(self) -> bool:
-        """Whether requests with such fields may be those of several people: a login that belongs to
-        a connection (NTLM) ends with them."""
+    def connection_is_shared(self) -> bool:
+        """Whether requests with such fields may be those of several visitors: a login that belongs
+        to a connection (NTLM) ends with them."""
     @property
     def traces(self) -> bool:
         """Whether some requests get spans, so that `traces_this` is called for each."""

@@ -70,9 +70,9 @@ cdef class HttpRelay(LegUser):
         self.fd = self.local.fd
         self.owner = owner
         self.carrier = carrier
-        self.heeds, self.shares = carrier.heeds, carrier.shares
-        self.traces = carrier.traces
-        self.drain_bytes = drain_bytes
+        self.heeds, self.traces = carrier.heeds, carrier.traces
+        self.connection_is_shared = carrier.connection_is_shared
+        self.drain_bytes, self.phase_since = drain_bytes, pump.now
         self.request = RequestFollower(
             carrier.judge, max_head_bytes=min(max_head_bytes, LONGEST_HEAD),
             max_head_fields=max_head_fields,
@@ -80,7 +80,6 @@ cdef class HttpRelay(LegUser):
         self.answer = AnswerFollower(
             carrier.judge, max_head_bytes=max_head_bytes, max_head_fields=max_head_fields
         )
-        self.phase_since = pump.now
         self.pending.push(<const uint8_t *>PyBytes_AS_STRING(early), len(early))
 
     def __dealloc__(self):
@@ -471,7 +470,8 @@ cdef class HttpRelay(LegUser):
 
     cdef bint has_login_of_another(self) noexcept:
         """Whether the leg has a login, and the request may be another person's."""
-        return self.leg is not None and self.leg.bound and self.shares and self.request.names_sender()
+        return (self.leg is not None and self.leg.bound and self.connection_is_shared
+                and self.request.names_visitor())
 
     cdef int find_fields(self) except -1:
         """Find the lines to add to the request: they depend on its host and forwarding fields."""

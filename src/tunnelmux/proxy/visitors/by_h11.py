@@ -23,7 +23,7 @@ from tunnelmux.http.fields import (
     client_address,
     end_to_end,
     forwarding_fields,
-    names_sender,
+    names_visitor,
     own_cookies,
     reported_hosts,
     without_own_cookies,
@@ -265,7 +265,7 @@ class RequestsByH11:
     def _may_be_another(self, request: RequestHead) -> bool:
         """Whether another person may have sent the request than those before it on the connection:
         a login of theirs is not for it."""
-        return self._visitor.shares and names_sender(request.headers)
+        return self._visitor.connection_is_shared and names_visitor(request.headers)
 
     def _begin_trace(self, request: RequestHead) -> None:
         tracing = self._routes.tracing

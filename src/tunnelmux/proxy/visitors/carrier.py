@@ -254,8 +254,8 @@ class Carrier:
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether the peer is a trusted proxy, whose fields about the sender count."""
-        self.shares = visitor.shares
-        """Whether requests that say who sent them may be those of several people."""
+        self.connection_is_shared = visitor.connection_is_shared
+        """Whether requests that name their visitor may be those of several."""
         self.visitor = visitor
         """The sender of the requests, as the connection shows it."""
         self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that was sent on
