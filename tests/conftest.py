@@ -12,6 +12,7 @@ import pytest
 import structlog
 import trio
 
+from support.browser import BrowserPage, browser_page
 from support.daemons import DaemonSet
 from support.programs import require_program
 
@@ -82,6 +83,19 @@ async def daemons(
         finally:
             await started.finish()
     started.check()
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of Chromium, or a skip that says what to install."""
+    return require_program("chromium", "chromium")
+
+
+@pytest.fixture
+async def page(chromium: str, tmp_path: Path) -> AsyncIterator[BrowserPage]:
+    """A tab of Chromium, which knows of nothing yet."""
+    async with browser_page(chromium, tmp_path / "profile") as tab:
+        yield tab
 
 
 @pytest.fixture(autouse=True)

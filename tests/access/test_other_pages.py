@@ -5,13 +5,12 @@ A browser adds the proof by itself: a cookie, and a password that the person has
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from support.browser import browser_page
+from support.browser import BrowserPage
 from support.guarded import BROWSER, PROGRAM, Guarded, guarded
 from support.http_rig import Peer
 from support.origin import Origin, serving
@@ -76,13 +75,9 @@ async def test_a_rule_can_let_other_pages_in() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_form_on_another_site_does_not_use_a_password_that_chromium_knows(
-    tmp_path: Path, debian_program: Callable[[str, str], str]
+    page: BrowserPage,
 ) -> None:
-    chromium = debian_program("chromium", "chromium")
-    async with (
-        guarded(RULE) as this,
-        browser_page(chromium, tmp_path / "profile") as page,
-    ):
+    async with guarded(RULE) as this:
         url = f"http://dev1.localhost:{this.port}"
         form = (
             f"<form method=post action={url}/relay?on=1></form><script>document.forms[0].submit()"

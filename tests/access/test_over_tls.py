@@ -12,7 +12,7 @@ import trio
 import trustme
 
 from support.apis import live_api
-from support.browser import BrowserPage, browser_page
+from support.browser import browser_page
 from support.fake_oidc import fake_provider
 from support.front_proxies import DOMAIN, running_nginx
 from support.guarded import BROWSER, PROGRAM, Answer, Visitor, guarded
@@ -47,18 +47,6 @@ def check_cookies(answer: Answer) -> None:
     assert name == "__Host-tunnelmux-access"
     assert {"secure", "httponly", "path=/", "samesite=lax"} <= flags
     assert not any(flag.startswith("domain") for flag in flags)
-
-
-async def seen(page: BrowserPage, script: str) -> None:
-    """Return once a JavaScript expression is true, also while the browser goes from page to page,
-    when there is none to ask."""
-    while True:
-        try:
-            if await page.evaluate(f"Boolean({script})"):
-                return
-        except AssertionError:
-            pass
-        await trio.sleep(0.05)
 
 
 async def come_in(world: World, ask: Callable[..., object], scheme_and_host: str) -> dict[str, str]:
@@ -125,10 +113,9 @@ async def test_a_sign_in_behind_nginx(
 
 
 async def test_a_person_in_chromium(
-    tmp_path: Path, tls: tuple[Path, ssl.SSLContext], debian_program: Callable[[str, str], str]
+    tmp_path: Path, tls: tuple[Path, ssl.SSLContext], chromium: str
 ) -> None:
     """The whole way over TLS with a browser's own judgement of cookies; and a link used once."""
-    chromium = debian_program("chromium", "chromium")
     async with fake_provider() as fake:
 
         @asynccontextmanager
@@ -154,12 +141,12 @@ async def test_a_person_in_chromium(
                 base = f"https://dev1.localhost:{this.port}"
                 with trio.fail_after(PATIENCE):
                     await page.call("Page.navigate", url=f"{base}/x?y=1")
-                    await seen(page, f"location.href.startsWith({fake.issuer!r})")
+                    await page.wait_for_page(f"location.href.startsWith({fake.issuer!r})")
                     url = await page.evaluate("location.href")
                     callback = fake.callback_for(url, code="code-of-anna")
                     await page.goto(f"{api.base}/api/auth/callback?{callback}")
-                    await seen(page, f"location.href === {base + '/x?y=1'!r}")
-                    await seen(page, "document.body?.innerText.startsWith('GET /x?y=1 ')")
+                    await page.wait_for_page(f"location.href === {base + '/x?y=1'!r}")
+                    await page.wait_for_page("document.body?.innerText.startsWith('GET /x?y=1 ')")
                 cookies = (await page.call("Network.getCookies", urls=[base]))["cookies"]
                 [cookie] = [one for one in cookies if one["name"].endswith("-access")]
                 assert cookie["name"] == "__Host-tunnelmux-access"
@@ -174,11 +161,11 @@ async def test_a_person_in_chromium(
                 path = path_of(made.json()["url"])
                 with trio.fail_after(PATIENCE):
                     await page.goto(base + path)
-                    await seen(page, "document.querySelector('form button')")
+                    await page.wait_for_page("document.querySelector('form button')")
                     await page.evaluate("document.querySelector('form button').click()")
-                    await seen(page, f"location.href === {base + '/'!r}")
-                    await seen(page, "document.body?.innerText.startsWith('GET / ')")
+                    await page.wait_for_page(f"location.href === {base + '/'!r}")
+                    await page.wait_for_page("document.body?.innerText.startsWith('GET / ')")
                     await page.goto(base + path)
-                    await seen(page, "document.querySelector('form button')")
+                    await page.wait_for_page("document.querySelector('form button')")
                     await page.evaluate("document.querySelector('form button').click()")
-                    await seen(page, "document.body?.innerText.includes('used already')")
+                    await page.wait_for_page("document.body?.innerText.includes('used already')")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,7 @@ async def test_only_the_sites_that_are_named_may_show_it_in_a_frame(tmp_path: Pa
 
 
 @pytest.mark.slow
-async def test_a_person_answers_and_stops_in_a_browser(
-    tmp_path: Path, debian_program: Callable[[str, str], str]
-) -> None:
-    chromium = debian_program("chromium", "chromium")
+async def test_a_person_answers_and_stops_in_a_browser(tmp_path: Path, chromium: str) -> None:
     keys = tmp_path / "authorized_keys"
     async with (
         page(tmp_path, account_keys=keys) as (service, url),

@@ -28,36 +28,29 @@ class Crowd:
             nursery.start_soon(self.one, f"198.18.{number % 250}.{number // 250}")
         await trio.testing.wait_all_tasks_blocked()
 
-    async def gone_on_before(self, address: str) -> int:
-        """How many have gone on before the one at this address."""
-        while address not in self.gone_on:
+
+async def gone_on_before(pace: Pace, address: str) -> int:
+    """How many of a crowd go on before a connection of this address, which came after them."""
+    crowd = Crowd(pace)
+    async with trio.open_nursery() as nursery:
+        await crowd.come(nursery)
+        nursery.start_soon(crowd.one, address)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(pace.run)
+        while address not in crowd.gone_on:
             await trio.lowlevel.checkpoint()
-        return self.gone_on.index(address)
+        nursery.cancel_scope.cancel()
+    return crowd.gone_on.index(address)
 
 
 async def test_a_known_address_goes_on_at_once() -> None:
     pace = Pace()
-    crowd = Crowd(pace)
     pace.note_known("2001:db8::7")
-    async with trio.open_nursery() as nursery:
-        await crowd.come(nursery)
-        nursery.start_soon(crowd.one, "2001:db8::8")  # of the same /64
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(pace.run)
-        assert await crowd.gone_on_before("2001:db8::8") <= 1
-        nursery.cancel_scope.cancel()
+    assert await gone_on_before(pace, "2001:db8::8") <= 1  # of the same /64
 
 
 async def test_an_address_that_is_new_waits_for_one_of_each_block() -> None:
-    pace = Pace()
-    crowd = Crowd(pace)
-    async with trio.open_nursery() as nursery:
-        await crowd.come(nursery)
-        nursery.start_soon(crowd.one, "192.0.2.1")
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(pace.run)
-        assert await crowd.gone_on_before("192.0.2.1") <= 250
-        nursery.cancel_scope.cancel()
+    assert await gone_on_before(Pace(), "192.0.2.1") <= 250
 
 
 async def test_one_stranger_goes_on_between_two_turns_of_the_scheduler() -> None:

@@ -298,8 +298,7 @@ async def test_page_needs_nothing_from_elsewhere(stage):
 
 
 @pytest.mark.slow
-async def test_a_browser_sees_live_data(stage, debian_program, tmp_path):
-    chromium = debian_program("chromium", "chromium")
+async def test_a_browser_sees_live_data(stage, chromium, tmp_path):
     async with browser_page(chromium, tmp_path / "profile") as page:
         await page.goto(stage.url)
         with trio.fail_after(20):

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import trio
 
@@ -72,8 +71,7 @@ async def sizes(here: Console, browser: Browser, html: str) -> int:
 async def sign_in(page: BrowserPage, here: Console, browser: Browser) -> None:
     await page.call("Network.enable")
     await page.call("Performance.enable")
-    for name, value in browser.cookies[urlsplit(here.api.base).netloc].items():
-        await page.call("Network.setCookie", name=name, value=value, url=here.api.base, secure=True)
+    await here.show_cookies(page, browser)
 
 
 async def main_thread(page: BrowserPage, tenant: TenantRegistry, ids: list[str]) -> float:

@@ -211,10 +211,9 @@ async def inspected(bench: Bench, device: Device) -> list[str]:
 async def test_every_page_in_a_browser(
     looks: list[tuple[tuple[int, str], ...]],
     tmp_path: Path,
-    debian_program: Callable[[str, str], str],
+    chromium: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chromium = debian_program("chromium", "chromium")
     async with (
         fleet(tmp_path) as (api, tenant),
         running_bench() as bench,

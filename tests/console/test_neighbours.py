@@ -8,17 +8,16 @@ site too.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from support.browser import BrowserPage, browser_page
-from support.consoles import Console, console
+from support.browser import BrowserPage
+from support.consoles import console
 from support.http_rig import Peer
-from support.oidc import Browser
 from support.origin import Origin, serving
 from tunnelmux.config import Address
 
@@ -42,12 +41,6 @@ async def device_page(script: str) -> AsyncIterator[Address]:
     origin.pages[b"/"] = page
     async with serving(origin.handle) as address:
         yield address
-
-
-async def show_cookies(page: BrowserPage, browser: Browser, here: Console) -> None:
-    """Have this browser's cookies of the console in Chromium."""
-    for name, value in browser.cookies[here.api.base.partition("://")[2]].items():
-        await page.call("Network.setCookie", name=name, value=value, url=here.api.base, secure=True)
 
 
 async def visit(page: BrowserPage, url: str) -> None:
@@ -75,16 +68,10 @@ def ways_to_ask(url: str) -> list[str]:
     return [script, picture, frame(url)]
 
 
-async def test_a_devices_page_spends_nothing_of_a_person(
-    tmp_path: Path, debian_program: Callable[[str, str], str]
-) -> None:
-    chromium = debian_program("chromium", "chromium")
-    async with (
-        console(tmp_path) as here,
-        browser_page(chromium, tmp_path / "profile") as page,
-    ):
+async def test_a_devices_page_spends_nothing_of_a_person(tmp_path: Path, page: BrowserPage) -> None:
+    async with console(tmp_path) as here:
         ada = await here.sign_in("ada", "owner")
-        await show_cookies(page, ada, here)
+        await here.show_cookies(page, ada)
         base, followers = here.api.base, here.api.running.api.followers
         events = (
             "new Promise((done) => { const one = new EventSource("
@@ -108,14 +95,10 @@ async def test_a_devices_page_spends_nothing_of_a_person(
 
 
 async def test_a_link_on_another_page_leads_to_the_console(
-    tmp_path: Path, debian_program: Callable[[str, str], str]
+    tmp_path: Path, page: BrowserPage
 ) -> None:
-    chromium = debian_program("chromium", "chromium")
-    async with (
-        console(tmp_path) as here,
-        browser_page(chromium, tmp_path / "profile") as page,
-    ):
-        await show_cookies(page, await here.sign_in("ada", "owner"), here)
+    async with console(tmp_path) as here:
+        await here.show_cookies(page, await here.sign_in("ada", "owner"))
         url = here.api.base + "/pair?code=BCDF-GHJK"
         async with device_page(f"location = {json.dumps(url)}") as address:
             with trio.fail_after(PATIENCE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -80,9 +80,8 @@ async def open_in(page: BrowserPage, url: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_requests_arrive_in_a_browser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debian_program: Callable[[str, str], str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chromium: str
 ) -> None:
-    chromium = debian_program("chromium", "chromium")
     async with (
         console(tmp_path) as here,
         with_a_proxy(here, monkeypatch) as bench,
@@ -98,11 +97,7 @@ async def test_requests_arrive_in_a_browser(
         ids = keep_two(bench)
         for domain in ("Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
-        for jar in browser.cookies.values():
-            for name, value in jar.items():
-                await page.call(
-                    "Network.setCookie", name=name, value=value, url=here.api.base, secure=True
-                )
+        await here.show_cookies(page, browser)
         log, base = (
             f"/devices/{device.id}/requests",
             f"/devices/{device.id}/inspections/inspection-1",

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from support.browser import BrowserPage, browser_page
+from support.browser import BrowserPage
 from support.consoles import Console, console
 from support.tenants import TEST
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 PATIENCE = 60  # seconds for a step: a net under a browser that hangs
-
-
-async def until(page: BrowserPage, script: str) -> None:
-    """Return once it is true, also while the browser goes from page to page."""
-    while True:
-        try:
-            if await page.evaluate(f"Boolean({script})"):
-                return
-        except AssertionError:
-            pass
-        await trio.sleep(0.05)
 
 
 async def open_device(page: BrowserPage, here: Console) -> None:
@@ -36,24 +24,15 @@ async def open_device(page: BrowserPage, here: Console) -> None:
     device, _ = await registry.tenant(home.id, TEST).devices.add("secret-device")
     with trio.fail_after(PATIENCE):
         await page.goto(f"{here.api.base}/devices/{device.id}")
-        await until(page, "document.querySelector('h1')?.textContent === 'secret-device'")
-        await until(page, "document.querySelector('[data-live=on]')")
+        await page.wait_for_page("document.querySelector('h1')?.textContent === 'secret-device'")
+        await page.wait_for_page("document.querySelector('[data-live=on]')")
 
 
 @pytest.mark.parametrize("other", ["another-tab", "this-tab"])
-async def test_what_was_shown_is_gone(
-    other: str, tmp_path: Path, debian_program: Callable[[str, str], str]
-) -> None:
-    chromium = debian_program("chromium", "chromium")
-    async with (
-        console(tmp_path) as here,
-        browser_page(chromium, tmp_path / "profile") as page,
-    ):
+async def test_what_was_shown_is_gone(other: str, tmp_path: Path, page: BrowserPage) -> None:
+    async with console(tmp_path) as here:
         ada = await here.sign_in("ada", "owner")
-        for name, value in ada.cookies[here.api.base.partition("://")[2]].items():
-            await page.call(
-                "Network.setCookie", name=name, value=value, url=here.api.base, secure=True
-            )
+        await here.show_cookies(page, ada)
         await open_device(page, here)
         there = f"!location.href.startsWith({here.api.base!r})"
         away = f"{there} && document.readyState === 'complete'"
@@ -63,7 +42,7 @@ async def test_what_was_shown_is_gone(
             else:
                 form = 'form[action="/api/auth/logout"]'
                 await page.evaluate(f"document.querySelector('{form} button:not([type])').click()")
-            await until(page, away)
+            await page.wait_for_page(away)
         # What the browser kept of the page may come up again before a script has run.
         shown: set[str] = set()
         await page.evaluate("void setTimeout(() => history.back())")

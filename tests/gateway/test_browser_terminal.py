@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -169,18 +169,14 @@ async def test_a_terminal_ends_with_its_persons_session(site: Site) -> None:
 
 
 async def test_typing_into_the_page_of_a_terminal(
-    site: Site, tmp_path: Path, debian_program: Callable[[str, str], str]
+    site: Site, tmp_path: Path, chromium: str
 ) -> None:
-    chromium = debian_program("chromium", "chromium")
     async with console_of(site) as here, browser_page(chromium, tmp_path / "profile") as page:
         browser = await here.sign_in("bob", "viewer")
         await site.lease(User(here.user_ids["bob"], "bob@example.com", Path()))
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
-        for name, value in browser.cookies[urlsplit(here.api.base).netloc].items():
-            await page.call(
-                "Network.setCookie", name=name, value=value, url=here.api.base, secure=True
-            )
+        await here.show_cookies(page, browser)
         there = f"/devices/{site.device_id}/terminal?account={site.sshd.user}"
         if "not part of this installation" in await here.page(browser, there):
             pytest.skip("xterm.js is not there: make vendor fetches it where npm is")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,20 @@ class BrowserPage:
         """Return once a JavaScript expression is true; the caller sets the deadline."""
         while not await self.evaluate(f"Boolean({script})"):  # noqa: ASYNC110  nobody tells
             await trio.sleep(_LOOK)
+
+    async def wait_for_page(self, script: str) -> None:
+        """Like `wait_until`, on a page that the browser is on its way to: in between there is none
+        to ask."""
+        while True:
+            with contextlib.suppress(AssertionError):
+                if await self.evaluate(f"Boolean({script})"):
+                    return
+            await trio.sleep(_LOOK)
+
+    async def set_cookies(self, url: str, jar: Mapping[str, str]) -> None:
+        """Have these cookies, by name, for the host of a URL."""
+        for name, value in jar.items():
+            await self.call("Network.setCookie", name=name, value=value, url=url, secure=True)
 
     async def screenshot(self) -> bytes:
         """The whole page as a PNG, however long it is."""

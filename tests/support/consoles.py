@@ -14,6 +14,7 @@ import httpx2
 import trio
 
 from support.apis import LiveApi, live_api
+from support.browser import BrowserPage
 from support.fake_oidc import FakeProvider, fake_provider
 from support.internal import Bench
 from support.oidc import Browser
@@ -60,6 +61,11 @@ class Console:
         me = await browser.get(f"{self.api.base}/api/auth/me")
         self.user_ids[name] = me.json()["user_id"]
         return browser
+
+    async def show_cookies(self, page: BrowserPage, browser: Browser) -> None:
+        """Have a tab of Chromium come as the person of this browser."""
+        base = self.api.base
+        await page.set_cookies(base, browser.cookies[urlsplit(base).netloc])
 
     async def connected(self, device_id: str, *services: str) -> None:
         """Have the registry believe that a proxy has a tunnel of this device."""

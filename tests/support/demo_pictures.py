@@ -87,14 +87,7 @@ async def draw_console(files: dict[str, Path], *, width: int = 1120, height: int
             await page.call("Network.enable")
             await page.call("Emulation.setScrollbarsHidden", hidden=True)
             for host, jar in visitor.cookies.items():
-                for name, value in jar.items():
-                    await page.call(
-                        "Network.setCookie",
-                        name=name,
-                        value=value,
-                        url=f"http://{host}",
-                        secure=True,
-                    )
+                await page.set_cookies(f"http://{host}", jar)
             await page.goto(f"{stage.url}devices/{camera['id']}")
             with trio.fail_after(60):
                 await page.wait_until("document.querySelector('[data-live=on]')")
