@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -535,7 +536,9 @@ class PersonConnection(asyncssh.SSHServer):
             raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
 
     def _watch(self, use: _Use, access: Access) -> None:
-        deadline = Deadline(self._bridge.loop, use)
+        deadline = Deadline(
+            self._bridge.loop, partial(use.cut, LEASE_OVER), getattr(use, "tell", None)
+        )
         deadline.set(access.ends)
         self.uses[use] = (access, deadline)
 

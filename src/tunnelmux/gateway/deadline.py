@@ -1,10 +1,13 @@
-"""Ends sessions and forwards when their lease ends, by this machine's own clock."""
+"""Ends sessions, forwards and devices' connections at a time of day."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
-from typing import Protocol
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from tunnelmux.clock_watch import LOOK_INTERVAL, ClockWatch, earlier
 
 __all__ = ["LEASE_OVER", "WARNINGS", "Deadline"]
 
@@ -14,40 +17,64 @@ WARNINGS = (300.0, 60.0)
 """Seconds before the end at which a person is told."""
 
 
-class _Use(Protocol):
-    def cut(self, reason: str, /) -> None: ...
-
-
 class Deadline:
-    """Ends one session or forward; warns before by its method `tell`, where it has one."""
+    """Calls `end` once, at the moment that was set; and `tell` with each warning before it. The
+    time that is left is measured by the event loop's clock, so that setting the machine's clock
+    back makes nothing longer; where it was behind, and is set right, the end comes earlier."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, use: _Use) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        end: Callable[[], object],
+        tell: Callable[[str], object] | None = None,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`wall` returns the seconds since 1970."""
         self._loop = loop
-        self._use = use
-        self._timers: list[asyncio.TimerHandle] = []
+        self._end = end
+        self._tell = tell
+        self._wall = wall
+        self._clock = ClockWatch(wall, loop.time)
+        self._timer: asyncio.TimerHandle | None = None
+        self._ends = self._until = 0.0
+        self._warnings: list[float] = []
 
     def set(self, ends: datetime | None) -> None:
         """Set the moment of the end, in place of an earlier one; None for no end."""
         self.cancel()
         if ends is None:
             return
-        left = (ends - datetime.now(UTC)).total_seconds()
-        for before in WARNINGS:
-            if left > before:
-                self._timers.append(self._loop.call_later(left - before, self._warn, before))
-        self._timers.append(self._loop.call_later(max(0.0, left), self._end))
+        self._ends = ends.timestamp()
+        left = max(0.0, self._ends - self._wall())
+        self._until = self._loop.time() + left
+        self._warnings = [before for before in WARNINGS if self._tell and left > before]
+        self._wait()
 
     def cancel(self) -> None:
         """Forget the end and the warnings."""
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _warn(self, before: float) -> None:
-        tell = getattr(self._use, "tell", None)
-        if tell is not None:
-            minutes = round(before / 60)
-            tell(f"your lease ends in {minutes} minute{'s' if minutes != 1 else ''}")
+    def _wait(self) -> None:
+        ahead = self._clock.look()
+        if ahead is not None:
+            sooner = earlier(self._until, self._ends, ahead)
+            self._until = self._until if sooner is None else sooner
+        left = self._until - self._loop.time()
+        due = left - self._warnings[0] if self._warnings else left
+        self._timer = self._loop.call_later(min(LOOK_INTERVAL, max(0.0, due)), self._look)
 
-    def _end(self) -> None:
-        self._use.cut(LEASE_OVER)
+    def _look(self) -> None:
+        left = self._until - self._loop.time()
+        if left <= 0:
+            self._timer = None
+            self._end()
+            return
+        passed = [before for before in self._warnings if left <= before]
+        if passed and self._tell:
+            self._warnings = self._warnings[len(passed) :]
+            minutes = round(passed[-1] / 60)
+            self._tell(f"your lease ends in {minutes} minute{'s' if minutes != 1 else ''}")
+        self._wait()

@@ -16,7 +16,6 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, Service
 from tunnelmux.config.assist import AssistConfig
 from tunnelmux.errors import ConfigError, ConnectError, RegistryError
 from tunnelmux.gateway.channel_stream import ChannelStream, open_reverse_channel
+from tunnelmux.gateway.deadline import Deadline
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.gateway.lines import Lines
 from tunnelmux.observability import get_logger
@@ -148,14 +148,14 @@ class DeviceTunnel:
         self._scope = trio.CancelScope()
         self._limit: asyncio.TimerHandle | None = None
         self._goodbye: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry = Deadline(bridge.loop, functools.partial(self.end, KEY_EXPIRED))
         self._sessions: set[DeviceSession] = set()
 
     # -- in asyncio -----------------------------------------------------------------------------
 
     def begin(self) -> None:
         """The device has logged in."""
-        self._end_at(self.device.key.expires)
+        self._expiry.set(self.device.key.expires)
         self._bridge.spawn(self.run)
 
     def forward_requested(self, host: str, port: int) -> Any:
@@ -214,7 +214,8 @@ class DeviceTunnel:
 
     def lost(self) -> None:
         """The connection is over."""
-        for timer in (self._limit, self._goodbye, self._expiry):
+        self._expiry.cancel()
+        for timer in (self._limit, self._goodbye):
             if timer is not None:
                 timer.cancel()
         self._bridge.soon(self._scope.cancel)
@@ -231,12 +232,6 @@ class DeviceTunnel:
     def _cancelled(self, service: str) -> None:
         self._forwards.pop(service, None)
         self._bridge.soon(self._wake)
-
-    def _end_at(self, moment: datetime) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        left = max(0.0, (moment - datetime.now(UTC)).total_seconds())
-        self._expiry = self._bridge.loop.call_later(left, self.end, KEY_EXPIRED)
 
     def _say(self, event: str, **about: Any) -> None:
         """Log this about the device. One whose ssh connects in a loop has some lines a minute."""
@@ -264,7 +259,7 @@ class DeviceTunnel:
             self.end(TAKEN_BACK)
         elif found.key.expires != self.device.key.expires:
             self.device = found
-            self._end_at(found.key.expires)
+            self._expiry.set(found.key.expires)
 
     def _wake(self) -> None:
         self._changed.set()

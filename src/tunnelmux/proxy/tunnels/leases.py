@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import trio
 
+from tunnelmux.clock_watch import LOOK_INTERVAL, ClockWatch, earlier
 from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
@@ -75,6 +76,7 @@ class LeaseBook:
         self._cut = cut
         self._limits = limits
         self._clock = clock
+        self._clock_watch = ClockWatch(lambda: clock().timestamp(), trio.current_time)
         self._leases: dict[str, _Known] = {}
         self._by_device: dict[str, dict[str, _Known]] = {}
         self._due: list[tuple[float, str]] = []
@@ -124,7 +126,7 @@ class LeaseBook:
         lease = known.lease
         if known.until <= trio.current_time():
             return False
-        # The end was computed once: setting the wall clock must not move it.
+        # Only `_look_at_clock` lets a wall clock that was set end a lease.
         return lease.state(min(self._clock(), lease.ends - timedelta(microseconds=1))) == "running"
 
     def _label_of(self, device_id: str) -> str | None:
@@ -156,8 +158,7 @@ class LeaseBook:
         before = self._leases.get(lease.id)
         self._leases[lease.id] = known
         self._by_device.setdefault(lease.device_id, {})[lease.id] = known
-        heapq.heappush(self._due, (known.until, lease.id))
-        self._timer.deadline = min(self._timer.deadline, known.until)
+        self._end_at(known, known.until)
         if before is None or before.lease != lease:
             self._notify(lease.device_id, lease.id)
 
@@ -366,6 +367,7 @@ class LeaseBook:
         try:
             async with trio.open_nursery() as watching:
                 watching.start_soon(self._watch)
+                watching.start_soon(self._look_at_clock)
                 async with trio.open_nursery() as self._speaking:
                     await trio.sleep_forever()  # until `fall_silent`
         finally:
@@ -385,6 +387,25 @@ class LeaseBook:
                 await trio.sleep_forever()
             for lease_id in self._over(trio.current_time()):
                 self._forget(lease_id, "the lease has ended: its time is over")
+
+    async def _look_at_clock(self) -> NoReturn:
+        """End leases earlier that would end late, as the clock was behind when they came."""
+        while True:
+            ahead = self._clock_watch.look()
+            if ahead is not None:
+                self._move_ends(ahead)
+            await trio.sleep(LOOK_INTERVAL)
+
+    def _move_ends(self, ahead: float) -> None:
+        for known in self._leases.values():
+            until = earlier(known.until, known.lease.ends.timestamp(), ahead)
+            if until is not None:
+                self._end_at(known, until)
+
+    def _end_at(self, known: _Known, until: float) -> None:
+        known.until = until
+        heapq.heappush(self._due, (until, known.lease.id))
+        self._timer.deadline = min(self._timer.deadline, until)
 
     def _over(self, now: float) -> Iterator[str]:
         while self._due and self._due[0][0] <= now:
