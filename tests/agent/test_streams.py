@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -53,6 +54,11 @@ def web(name: str) -> Callable[[trio.SocketStream], Awaitable[None]]:
         await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
     return serve
+
+
+async def busy(stream: trio.SocketStream) -> None:
+    async for _ in stream:
+        pass
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -437,6 +443,41 @@ async def test_visitors_do_not_fill_the_log(
     assert len(refused) == 30
     assert {line["of"] for line in logs if line["event"] == "lines left out"} == {"stream refused"}
     assert max(len(repr(line)) for line in logs) < 2_000
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["by-the-pump", "by-a-task"])
+async def test_visitors_who_reset_what_they_open_do_not_fill_the_log(
+    proxy: FakeProxy,
+    make_config: MakeConfig,
+    start_agent: StartAgent,
+    start_target: StartTarget,
+    host: str,
+) -> None:
+    """Each had a line, so that one visitor could fill a small disk."""
+    port = await start_target(busy)
+    await start_agent(
+        make_config(
+            ServiceConfig(name="raw", target=f"tcp://{host}:{port}"),
+            ServiceConfig(name="web", target=f"http://{host}:{port}", default=True),
+        )
+    )
+    session = await proxy.next_session()
+    opened = {
+        "relay ended": b"CONNECT raw HTTP/1.1\r\nHost: raw\r\n\r\n",
+        "stream lost": b"GET / HT",
+        "request served": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc",
+    }
+    with structlog.testing.capture_logs() as logs, trio.fail_after(50):
+        for event, head in opened.items():
+            for _ in range(40):
+                stream = await session.open_stream()
+                await stream.send_all(head)
+                await session.ping()
+                stream.reset()
+            while event not in {line.get("of") for line in logs}:
+                await session.ping()
+    count = Counter(line["event"] for line in logs)
+    assert [count[event] for event in opened] == [30, 30, 30]
 
 
 async def test_a_visitor_that_leaves_a_live_page_is_no_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.own_thread import replace_here
 from tunnelmux.errors import ConfigError
@@ -124,6 +126,23 @@ def test_files_rotate_by_size_and_a_bounded_number_stays(tmp_path: Path) -> None
     assert numbers(file) == [19, 20, 21]
     assert numbers(tmp_path / "audit.jsonl.1") == [16, 17, 18]
     assert numbers(tmp_path / "audit.jsonl.2") == [13, 14, 15]
+
+
+def test_a_lock_that_another_process_keeps_stops_nothing(tmp_path: Path) -> None:
+    """The whole program stood still until that process was over."""
+    file = tmp_path / "audit.jsonl"
+    log = open_log(file, max_bytes=1500)
+    log.record(record(0))
+    with capture_logs() as logs:
+        with file.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            for number in range(1, 30):
+                log.record(record(number))
+        assert [line["event"] for line in logs] == ["audit not rotated"]
+    assert len(file.read_text().splitlines()) == 30
+    log.record(record(30))
+    assert len(file.read_text().splitlines()) == 1
+    log.close()
 
 
 def test_a_line_larger_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:

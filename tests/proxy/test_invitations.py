@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +205,26 @@ async def test_replacing_is_for_one_name_ends_the_other_and_both_read_of_it(
     async with again.dial(newer):
         await again.arrived("dev1")
     assert len(enrolment.load()) == 1
+
+
+async def test_a_lock_that_another_process_keeps_holds_no_agent_up_for_long(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait had no end, in a place that nothing could cancel."""
+    monkeypatch.setattr("tunnelmux.proxy.tunnels.enrolment._PATIENCE", 0.2)
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    invitation = enrolment.invitations.create().reveal()
+    with (tmp_path / "devices.lock").open("w") as other, trio.fail_after(30):
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for _ in range(2):
+            with pytest.raises(ConnectRefused, match=r"devices\.lock") as caught:
+                async with bench.dial(invitation, name="dev1"):
+                    pass
+            assert (caught.value.status, caught.value.reason) == (503, "proxy-failed")
+            assert caught.value.retryable
+    async with bench.dial(invitation, name="dev1") as agent:  # it was not used up
+        assert b"tunnelmux-token" in agent.headers
 
 
 async def check_replaced(bench: TunnelBench, token: str) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from tunnelmux.agent.assist.desk import LeaseVisit
-from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.services import ServiceTable
+from tunnelmux.agent.stream_lines import StreamLines
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import ServiceConfig
 from tunnelmux.http.connect import CONNECT_ANSWER, plain_connect
@@ -87,6 +87,11 @@ class DirectConnector:
         """Hand streams whose target does not answer in time to a task; until cancelled."""
         await self._connecting.run()
 
+    @property
+    def lines(self) -> StreamLines:
+        """Writes what the log says of streams."""
+        return self._streams.lines
+
     def finished(self, connection: _Connection) -> None:
         """The connection has ended or failed."""
         self._connecting.clear(connection)
@@ -158,7 +163,7 @@ class _Connection:
             return
         whole = relay.outcome == "finished"
         self._connector.trace(self._service.name, self._started, relay)
-        log_relay(
+        self._connector.lines.relay_ended(
             relay.stream.id,
             self._service.name,
             relay.bytes_out,

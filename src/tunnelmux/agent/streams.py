@@ -20,12 +20,12 @@ from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.log_api import serve_logs
 from tunnelmux.agent.own_shell import OwnShell
-from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.room import Room
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
 from tunnelmux.agent.short_body import read_short_body
 from tunnelmux.agent.sites import SiteTranslation, translation_for
+from tunnelmux.agent.stream_lines import StreamLines
 from tunnelmux.agent.targets import OpenTarget, TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.config.agent import OWN_SHELL
@@ -46,7 +46,7 @@ from tunnelmux.http import (
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
 from tunnelmux.http.head import Field, first_value
 from tunnelmux.mux import Session, Stream
-from tunnelmux.observability import RepeatedLines, get_logger
+from tunnelmux.observability import get_logger
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.wire import (
     AGENT_AUTHORITY,
@@ -126,7 +126,8 @@ class StreamServer:
         """Streams being served now."""
         self.room = Room()
         """Places for connections to targets."""
-        self._refusals = RepeatedLines("stream refused")
+        self.lines = StreamLines()
+        """Writes what the log says of streams."""
         self.tracing: Tracing | None = None
         """What makes spans of streams, if anything does."""
         self.health = HealthChecks(config.limits.ingress)
@@ -175,7 +176,9 @@ class StreamServer:
         # The engine limits live streams; this limit includes handlers that still unwind.
         if not self.has_room:
             stream.reset()
-            _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
+            cause = "limits.max_streams are in use"
+            if self.lines.reset.may_write(cause):
+                _log.warning("stream reset", stream=stream.id, cause=cause)
             return
         self.active += 1
         self.figures.streams += 1
@@ -183,10 +186,12 @@ class StreamServer:
             await self._serve_requests(stream)
         except VisitorGone as exc:
             stream.reset()
-            _log.info("stream lost", stream=stream.id, cause=str(exc))
-        except Exception:  # noqa: BLE001  a bug met by one stream must not end the others
+            if self.lines.lost.may_write("visitors"):
+                _log.info("stream lost", stream=stream.id, cause=str(exc))
+        except Exception as exc:  # noqa: BLE001  a bug met by one stream must not end the others
             stream.reset()
-            _log.exception("stream failed", stream=stream.id, effect="other streams go on")
+            if self.lines.failed.may_write(type(exc).__name__):
+                _log.exception("stream failed", stream=stream.id, effect="other streams go on")
         except BaseException:
             stream.reset()
             raise
@@ -283,7 +288,8 @@ class StreamServer:
         self.figures.request_served(exchange.status)
         if exchange.reason is not None:
             self.figures.target_failed(service.name, exchange.reason)
-        _log_exchange(stream, service, request, exchange)
+        if exchange.problem is None or self.lines.cut.may_write(service.name):
+            _log_exchange(stream, service, request, exchange)
         fine = exchange.visitor_left or exchange.problem is None
         self.tell_span(
             request.method.decode("ascii"),
@@ -422,7 +428,7 @@ class StreamServer:
         finally:
             self._leave(visit, result.bytes_a_to_b, result.bytes_b_to_a)
             self.figures.relays["finished" if result.ended == "finished" else "broken"] += 1
-            log_relay(
+            self.lines.relay_ended(
                 stream.id,
                 service.name,
                 result.bytes_a_to_b,
@@ -472,9 +478,8 @@ class StreamServer:
     def _log_refusal(
         self, refusal: Refusal, stream: Stream, service: ServiceConfig | None = None
     ) -> None:
-        # Visitors and the proxy can cause any number of these.
         source = refusal.reason if service is None else f"{service.name} {refusal.reason}"
-        if self._refusals.may_write(source):
+        if self.lines.refused.may_write(source):
             _log_refusal(refusal, stream)
 
     # -- leases -----------------------------------------------------------------------------

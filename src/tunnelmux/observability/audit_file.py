@@ -49,6 +49,7 @@ class LineFile:
         self._free = free
         self._file = -1
         self._is_torn = False
+        self._is_told = False
         try:
             self._open()
         except OSError as error:
@@ -62,13 +63,7 @@ class LineFile:
         if self._is_full(line):
             # When several processes use one file, one of them rotates it, and the others find the
             # new file.
-            import fcntl  # not on every platform, and only needed with an audit
-
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            if self._is_full(line):
-                self._rotate()
-            else:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._rotate_alone(line)
         if (
             self._is_torn
         ):  # the previous line is incomplete: end it, or this one would be unreadable
@@ -78,6 +73,32 @@ class LineFile:
         self._is_torn = written < len(line)
         if self._is_torn:
             raise OSError(f"only {written} of {len(line)} bytes were written")
+
+    def _rotate_alone(self, line: bytes) -> None:
+        """Rotate, unless another process does so now: then this line goes into the old file."""
+        import fcntl  # not on every platform, and only needed with an audit
+
+        try:
+            # Without waiting: all that this process does would stand still meanwhile.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._note_locked()
+            return
+        if self._is_full(line):
+            self._rotate()
+        else:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _note_locked(self) -> None:
+        # Another of our processes is done at once; a file twice as large has waited for long.
+        if not self._is_told and self._size() > 2 * self._limits.max_bytes:
+            self._is_told = True
+            _log.warning(
+                "audit not rotated",
+                file=str(self.path),
+                cause="another process keeps it locked",
+                effect="it grows over audit.max_bytes",
+            )
 
     def _is_full(self, line: bytes) -> bool:
         size = self._size()
@@ -106,6 +127,7 @@ class LineFile:
         return os.fstat(self._file).st_size
 
     def _rotate(self) -> None:
+        self._is_told = False
         old = self._old_files()
         for number in sorted(old, reverse=True):
             old[number].replace(self._numbered(number + 1))

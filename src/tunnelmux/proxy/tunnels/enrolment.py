@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +15,26 @@ import trio
 
 from tunnelmux.config import Secret, hash_token
 from tunnelmux.config.private_file import write_private
-from tunnelmux.errors import ConfigError
+from tunnelmux.errors import ConfigError, TunnelmuxError
 from tunnelmux.proxy.tunnels.devices import KnownDevice
 from tunnelmux.proxy.tunnels.invitations import Invitations
 
-__all__ = ["Enrolled", "Enrolment"]
+__all__ = ["Enrolled", "Enrolment", "EnrolmentBusy"]
 
 _TOKEN_BYTES = 32
 
 _REMEMBERED = 8
 # Replaced tokens that are kept of each device, so that an agent with one learns why it is refused.
+
+_PATIENCE = 5.0
+# Seconds that one enrolment waits for others; each takes milliseconds. Half of handshake_timeout.
+
+_LOOK_AGAIN = 0.05
+# Seconds between two tries of the lock: a task cannot wait in the system's own queue for it.
+
+
+class EnrolmentBusy(TunnelmuxError):
+    """Another process has kept the state directory locked. The invitation is not used up."""
 
 
 class _EnrolledDevice(
@@ -84,19 +93,34 @@ class Enrolment:
 
     async def enrol(self, name: str, invitation: str) -> Enrolled | None:
         """Use the invitation up for this device. None when there is no such invitation. Raises
-        InvitationRefused when it is expired or used, and NameRefused when it is not for this name
-        or the name is taken.
+        InvitationRefused when it is expired or used, NameRefused when it is not for this name or
+        the name is taken, and EnrolmentBusy when others keep it waiting.
         """
-        # Shielded, because the invitation and the device must be written together; this takes as
-        # long as writing two small local files.
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                enrolled = await trio.to_thread.run_sync(self._enrol_alone, name, invitation)
+        enrolled: Enrolled | None = None
+        descriptor = await self._wait_turn()
+        try:
+            # Shielded, because the invitation and the device must be written together; this takes
+            # as long as writing two small local files.
+            with trio.CancelScope(shield=True):
+                enrolled = await trio.to_thread.run_sync(self._enrol, name, invitation)
+        finally:
+            os.close(descriptor)
+            self._writing.release()
         return enrolled
 
-    def _enrol_alone(self, name: str, invitation: str) -> Enrolled | None:
-        with _locked(self._lock):  # a proxy's workers share the file
-            return self._enrol(name, invitation)
+    async def _wait_turn(self) -> int:
+        """Keep other enrolments out, those of a proxy's other workers too. Returns what holds the
+        lock, for the caller to close before the turn is given back. Raises EnrolmentBusy."""
+        try:
+            with trio.fail_after(_PATIENCE):
+                await self._writing.acquire()
+                try:
+                    return await _locked(self._lock)
+                except BaseException:
+                    self._writing.release()
+                    raise
+        except trio.TooSlowError:
+            raise EnrolmentBusy(f"another process keeps {self._lock} locked") from None
 
     def _enrol(self, name: str, invitation: str) -> Enrolled | None:
         devices = {device.name: device for device in self.load()}
@@ -122,15 +146,26 @@ class Enrolment:
         return Enrolled(device=new, token=token, replaced=before is not None)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes that do the same out, for the length of the block."""
+async def _locked(path: Path) -> int:
+    """A descriptor of this file, locked against other processes that do the same; the caller
+    bounds the wait."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if sys.platform != "win32":  # there, a proxy is one process
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
+        while not _lock(descriptor):  # noqa: ASYNC110  another process tells nothing
+            await trio.sleep(_LOOK_AGAIN)
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    if sys.platform == "win32":  # there, a proxy is one process
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -21,7 +21,7 @@ from tunnelmux.mux import Session
 from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
-from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.enrolment import Enrolled, Enrolment, EnrolmentBusy
 from tunnelmux.proxy.tunnels.figures import TunnelFigures
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
 from tunnelmux.proxy.tunnels.measuring import Measurements
@@ -479,19 +479,7 @@ class TunnelServer:
                 f'device "{name}" is in proxy.toml: give its token in agent.toml, or set another '
                 "device.name",
             )
-        try:
-            enrolled = await self._enrolment.enrol(name, invitation)
-        except InvitationRefused as error:
-            raise _unauthorized(str(error), reason="token-expired") from None
-        except NameRefused as error:
-            raise _refused(403, "name-taken", str(error)) from None
-        except OSError as error:
-            raise _refused(
-                503,
-                "proxy-failed",
-                f"the proxy could not store the new device ({error.strerror}): make room in "
-                "its state directory, then make another invitation",
-            ) from error
+        enrolled = await self._use_up(self._enrolment, name, invitation)
         if enrolled is None:
             raise unknown
         self._devices.add_enrolled(enrolled.device)
@@ -508,6 +496,29 @@ class TunnelServer:
             replaced=enrolled.replaced,
             instance=instance_of(request),
         )
+
+    async def _use_up(self, enrolment: Enrolment, name: str, invitation: str) -> Enrolled | None:
+        """What `Enrolment.enrol` returns; its failures as refusals."""
+        try:
+            return await enrolment.enrol(name, invitation)
+        except InvitationRefused as error:
+            raise _unauthorized(str(error), reason="token-expired") from None
+        except NameRefused as error:
+            raise _refused(403, "name-taken", str(error)) from None
+        except EnrolmentBusy as error:
+            raise _refused(
+                503,
+                "proxy-failed",
+                f"the proxy could not store the new device ({error}): end that process; the "
+                "invitation is still good, and is tried again",
+            ) from error
+        except OSError as error:
+            raise _refused(
+                503,
+                "proxy-failed",
+                f"the proxy could not store the new device ({error.strerror}): make room in "
+                "its state directory, then make another invitation",
+            ) from error
 
     async def take_enrolled(self) -> None:
         """Read the enrolled devices again: another process of this proxy has let one in. Sessions
