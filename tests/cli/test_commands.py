@@ -241,7 +241,7 @@ def test_a_service_may_be_written_as_a_port(run, tmp_path):
 def test_pairing_looks_at_services_before_it_asks_anybody(run):
     result = run(agent, "pair", "--url", "http://127.0.0.1:9", "--service", "web=ftp://x")
     assert result.exit_code == 2
-    assert 'web=ftp://x: "ftp://x" does not begin with one of' in result.stderr
+    assert 'web=ftp://x: "ftp://" is no scheme of a target' in result.stderr
 
 
 @pytest.mark.parametrize(

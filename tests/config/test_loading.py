@@ -147,7 +147,7 @@ REFUSALS = {
     ),
     "no TOML": (
         "[tunnel]\nlisten = ?\n",
-        "proxy.toml: this is not TOML: Invalid value (at line 2, column 10)",
+        'proxy.toml: line 2 is not TOML (invalid value): put the value in quotes: listen = "…"',
     ),
 }
 

@@ -90,19 +90,43 @@ def test_targets(target, scheme, address):
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("127.0.0.1:22", "does not begin with one of http://, https://, tcp://"),
-        ("0", "is not a port"),
-        ("65536", "is not a port"),
+        (
+            "127.0.0.1:3000",
+            (
+                '^target: "127.0.0.1:3000" has no scheme: write "http://127.0.0.1:3000" for a web '
+                'server, "tcp://127.0.0.1:3000" for anything else, or "unix:/path" for a Unix '
+                "socket$"
+            ),
+        ),
+        ("localhost", 'has no scheme: write "http://localhost:8000" for a web server'),
+        ("nas:5000/x", 'has no scheme: write "http://nas:5000" for a web server'),
+        ("", 'has no scheme: write "http://127.0.0.1:8000" for a web server'),
+        ("/run/app.sock", 'has no scheme: write "unix:/run/app.sock" for HTTP at a Unix socket'),
+        ("web server", "^target: is no target: write it like"),
+        ("anna:hunter2@nas:80", "^target: is no target: write it like"),
+        ("0", "is not a port from 1 to 65535: write the one at which the web server listens"),
+        ("65536", 'is not a port from 1 to 65535: .*, such as "8000"$'),
+        ("9" * 5000, 'is not a port from 1 to 65535: .*, such as "8000"$'),
         ("22", 'write "tcp://127.0.0.1:22" for SSH'),
-        ("ftp://127.0.0.1", "does not begin with one of http://, https://, tcp://"),
+        (
+            "ftp://anna:hunter2@nas",
+            (
+                '^target: "ftp://" is no scheme of a target: use http://, https://, tcp://, '
+                "unix:/path or tcp[+]unix:/path$"
+            ),
+        ),
+        ("ws://127.0.0.1:80", "write http:// in its place, which takes WebSockets as well$"),
+        ("ssh://127.0.0.1", "write tcp:// and the port, such as tcp://127.0.0.1:22$"),
+        ("udp://127.0.0.1:53", "UDP cannot be passed on"),
         ("unix:run/app.sock", 'no path that begins with one "/"'),
         ("unix:///run/app.sock", 'no path that begins with one "/"'),
         ("unix:", 'no path that begins with one "/"'),
         ("unix:/a\0b", "odd character"),
         ("unix:/" + "x" * 107, "at most 107 bytes"),
-        ("tcp://127.0.0.1", "has no port"),
+        ("tcp://127.0.0.1", 'has no port: write it as "tcp://127.0.0.1:22"$'),
         ("tcp://127.0.0.1:0", "has port 0"),
         ("tcp://127.0.0.1:99999", "is not a URL"),
+        ("http://anna:hunter2@nas:99999", "^target: is not a URL"),
         ("http://:80", "names no host"),
         ("http://127.0.0.1/app", "end the target after the port"),
         ("http://[::1", "is not a URL"),

@@ -58,7 +58,7 @@ async def test_wrong_token_ends_the_agent_with_status_3_and_a_sentence(
             '[proxy]\nurl = "ws://127.0.0.1:1/"\ntokn = "x"\n[device]\nname = "dev1"\n',
             ': proxy.tokn: is not a known key: did you mean "token"?',
         ),
-        ("agent", "[proxy\n", ": this is not TOML: Expected ']' at the end of a table"),
+        ("agent", "[proxy\n", ": line 1 is not TOML (expected ']' at the end of a table"),
     ],
 )
 async def test_a_file_with_a_mistake_is_one_line_and_status_2(

@@ -29,7 +29,8 @@ async def test_a_name_that_does_not_resolve_is_said_to(monkeypatch: pytest.Monke
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     replace_here(monkeypatch, trio.socket, "getaddrinfo", resolve)
-    with pytest.raises(ConnectError, match="the name does not resolve"):
+    fix = "the name does not resolve; check its spelling, and that this machine has DNS$"
+    with pytest.raises(ConnectError, match=fix):
         await open_tcp("proxy.invalid", 3800)
 
 

@@ -7,7 +7,6 @@ sentence, which names the source, the key, and the fix.
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.renamed import old_paths, with_new_names
 from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Table, settings_of, table_of
+from tunnelmux.config.toml_text import read_toml
 from tunnelmux.config.unreadable import fix_for_unreadable
 from tunnelmux.errors import ConfigError
 
@@ -252,7 +252,7 @@ class _Sources(Generic[_C]):
         try:
             return with_new_names(
                 self._table,
-                _read_toml(file),
+                read_toml(file),
                 lambda old, new: self._tell_renamed(f"{file}: {old}", new),
             )
         except InvalidSetting as error:
@@ -319,25 +319,6 @@ class _Sources(Generic[_C]):
         if isinstance(content, dict):
             content.pop(name, None)
         self._origin.pop(key, None)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        fix = fix_for_unreadable(error, "check the name given with --config")
-        raise ConfigError(f"{file} cannot be read ({error.strerror}): {fix}") from None
-    try:
-        return tomllib.loads(content.decode())
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{file}: line {line} is not UTF-8 text: save the file as UTF-8"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        # The message quotes single characters and names of keys, never a value, so it shows no
-        # secret.
-        raise ConfigError(f"{file}: this is not TOML: {error}") from None
 
 
 def _proxy_secrets(

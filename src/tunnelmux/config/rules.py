@@ -206,7 +206,9 @@ def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> S
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
-        raise InvalidSetting(key, f'"{value}" is not a URL ({error}): {wanted}') from None
+        # There may be a password before an "@".
+        shown = "" if "@" in value else f'"{value}" '
+        raise InvalidSetting(key, f"{shown}is not a URL ({error}): {wanted}") from None
     if parts.username is not None or parts.password is not None:
         # Checked before any error that shows the value: there may be a password in it.
         raise InvalidSetting(key, f"must not hold a user name or a password: {wanted}")
@@ -246,36 +248,79 @@ _MAX_UNIX_PATH = 107  # bytes of a path in sockaddr_un on Linux, unix(7)
 def parse_target(key: str, value: str) -> Target:
     """A service's target, from its URL, the path of its Unix socket, or the port of a web server on
     this machine."""
-    example = (
-        "http://127.0.0.1:8000, https://192.168.1.1, tcp://127.0.0.1:22, unix:/run/app.sock or "
-        "tcp+unix:/run/app.sock"
-    )
     if value.isascii() and value.isdigit():
         return Target("http", Address("127.0.0.1", _check_web_port(key, value)))
     for scheme, protocol in _UNIX_SCHEMES.items():
         if value.startswith(scheme):
             return Target(protocol, None, _check_unix_path(key, value, scheme))
-    parts = split_url(key, value, ("http", "https", "tcp"), example)
+    scheme = value.partition("://")[0]
+    if scheme not in _TARGET_EXAMPLES:
+        raise InvalidSetting(key, _say_scheme(value))
+    parts = split_url(key, value, (scheme,), _TARGET_EXAMPLES[scheme])
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise InvalidSetting(
             key,
             f'"{value}" has a path, and a visitor\'s path is passed on as it is: end the target '
             "after the port",
         )
-    if parts.port is None and parts.scheme == "tcp":
-        raise InvalidSetting(key, f'"{value}" has no port: write it as "{example}"')
+    if parts.port is None and scheme == "tcp":
+        raise InvalidSetting(key, f'"{value}" has no port: write it as "{_TARGET_EXAMPLES["tcp"]}"')
     assert parts.hostname is not None  # split_url refuses a URL without a host
-    if parts.scheme == "tcp":
+    if scheme == "tcp":
         return Target("tcp", Address(parts.hostname, parts.port or 0))
-    is_encrypted = parts.scheme == "https"
+    is_encrypted = scheme == "https"
     address = Address(parts.hostname, parts.port or (443 if is_encrypted else 80))
     return Target("http", address, is_encrypted=is_encrypted)
 
 
+_TARGET_EXAMPLES = {
+    "http": "http://127.0.0.1:8000",
+    "https": "https://192.168.1.1",
+    "tcp": "tcp://127.0.0.1:22",
+}
+_OTHER_SCHEMES = {
+    "ws": "write http:// in its place, which takes WebSockets as well",
+    "wss": "write https:// in its place, which takes WebSockets as well",
+    "ssh": "write tcp:// and the port, such as tcp://127.0.0.1:22",
+    "udp": "UDP cannot be passed on; use http://, https://, tcp://, unix:/path or tcp+unix:/path",
+}
+"""What to write for schemes that people try."""
+
+
+def _say_scheme(value: str) -> str:
+    """What to write for a target without a scheme, or with one that is none of a target's."""
+    scheme, separator, _ = value.partition("://")
+    if separator:
+        other = "use http://, https://, tcp://, unix:/path or tcp+unix:/path"
+        # Only the scheme is shown: there may be a password behind it.
+        return f'"{scheme}://" is no scheme of a target: {_OTHER_SCHEMES.get(scheme, other)}'
+    if not value.isascii() or not value.isprintable() or set(value) & set(" @?#"):
+        return (
+            'is no target: write it like "http://127.0.0.1:8000", "tcp://127.0.0.1:22" or '
+            '"unix:/run/app.sock"'
+        )
+    if value.startswith(("/", ".", "~")):
+        path = value if value.startswith("/") else "/path"
+        return (
+            f'"{value}" has no scheme: write "unix:{path}" for HTTP at a Unix socket, '
+            f'"tcp+unix:{path}" for anything else there'
+        )
+    host, _, path = value.partition("/")
+    where = host if ":" in host else f"{host or '127.0.0.1'}:8000"
+    return (
+        f'"{value}" has no scheme: write "http://{where}" for a web server, "tcp://{where}" for '
+        'anything else, or "unix:/path" for a Unix socket'
+    )
+
+
 def _check_web_port(key: str, value: str) -> int:
-    port = int(value)
+    port = int(value) if len(value) <= len("65535") else 0
     if not 0 < port <= 65_535:
-        raise InvalidSetting(key, f'"{value}" is not a port from 1 to 65535')
+        raise InvalidSetting(
+            key,
+            f'"{value[:20]}" is not a port from 1 to 65535: write the one at which the web server '
+            'listens, such as "8000"',
+        )
     if port == _SSH_PORT:
         raise InvalidSetting(
             key, f'"{value}" alone stands for HTTP: write "tcp://127.0.0.1:{value}" for SSH'

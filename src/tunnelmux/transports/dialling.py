@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -283,12 +284,17 @@ def _silent(where: str, timeout: float) -> ConnectError:
 
 
 def _unreachable(where: str, exc: Exception) -> ConnectError:
-    error = ConnectError(
-        f"cannot connect to {where}: {explain_os_error(exc)}; check the address, and that "
-        "something listens there"
-    )
+    error = ConnectError(f"cannot connect to {where}: {explain_os_error(exc)}; {_fix_for(exc)}")
     error.__cause__ = exc
     return error
+
+
+def _fix_for(exc: Exception) -> str:
+    if isinstance(exc, (socket.gaierror, UnicodeError)):
+        return "check its spelling, and that this machine has DNS"
+    if isinstance(exc, OSError) and exc.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return "check the address, and this machine's network"
+    return "check the address, and that something listens there"
 
 
 def _summary(
