@@ -16,6 +16,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from support.carried_http import OK, WAYS, Target, get, rig
+from support.key_updates import KeyUpdates
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.transports import certificates
@@ -364,3 +365,64 @@ async def test_a_renewed_certificate_is_shown_without_a_signal(
         peer, _ = await target.ask(get("/on-the-old-connection"))
         await peer.send(OK + b"ok")
         assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+
+
+async def bare_visitor(target: Target, folder: Path) -> tuple[trio.SocketStream, KeyUpdates]:
+    """A visitor after its handshake, who makes its records itself."""
+    assert target.trust is not None and target.proxy.http_address is not None
+    target.trust.keylog_filename = str(folder / "keys")
+    stream = await trio.open_tcp_stream(*target.proxy.http_address)
+    target.visitors.append(stream)
+    await trio.SSLStream(stream, target.trust, server_hostname="dev1.localhost").do_handshake()
+    return stream, KeyUpdates(folder / "keys")
+
+
+UPLOAD = b"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: 10485760\r\n\r\n"
+
+BOTH_WAYS = pytest.mark.parametrize("by_h11", [True, False])
+"""The first request of such a session is read by h11, on Trio's streams."""
+
+
+@BOTH_WAYS
+@pytest.mark.slow
+async def test_a_visitor_may_pad_its_records(
+    tls: tuple[Path, ssl.SSLContext], tmp_path: Path, by_h11: bool
+) -> None:
+    """10 MB at half of what goes through the network (RFC 8446 section 5.4)."""
+    async with rig(tls=tls) as target, trio.open_nursery() as nursery:
+        if not by_h11:
+            await target.first_exchange()
+        visitor, records = await bare_visitor(target, tmp_path)
+        body = random.Random(6).randbytes(10 * MIB)
+        padded = [records.data(UPLOAD, 1_000)]
+        padded += [records.data(body[at : at + 8_192], 8_192) for at in range(0, len(body), 8_192)]
+        nursery.start_soon(visitor.send_all, b"".join(padded))
+        peer = await target.connection()
+        await peer.read_head()
+        assert hashlib.sha256(await peer.read_exactly(len(body))).digest() == (
+            hashlib.sha256(body).digest()
+        )
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("kind", ["renewed keys", "empty records"])
+async def test_a_visitor_without_data_is_dropped(
+    tls: tuple[Path, ssl.SSLContext], tmp_path: Path, by_h11: bool, kind: str
+) -> None:
+    async with rig(tls=tls) as target:
+        if not by_h11:
+            await target.first_exchange()
+        visitor, records = await bare_visitor(target, tmp_path)
+        await visitor.send_all(records.data(UPLOAD))
+        peer = await target.connection()
+        await peer.read_head()
+        if kind == "renewed keys":
+            flood = records.ask(1_500)
+        else:
+            flood = b"".join(records.data(b"") for _ in range(1_500))
+        with contextlib.suppress(trio.BrokenResourceError):
+            await visitor.send_all(flood)
+            while await visitor.receive_some():
+                pass  # the tickets, and answers to what it asked
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await peer.read_all() == b""

@@ -223,9 +223,25 @@ async def test_little_data_between_them_is_no_way_round(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_peer_may_renew_its_keys_now_and_then(tmp_path: Path) -> None:
     async with asking(tmp_path) as (ours, peer, updates):
-        data = bytes(1_000)
-        flood = b"".join(updates.ask(1) + updates.data(data) for _ in range(1_500))
-        assert await sent(peer, ours, flood) == 1_500 * data
+        data = bytes(4_096)
+        flood = b"".join(updates.ask(1) + updates.data(data) for _ in range(1_100))
+        assert await sent(peer, ours, flood) == 1_100 * data
+
+
+@pytest.mark.parametrize("padding", [0, 1_000])
+async def test_records_that_are_empty_come_to_an_end(tmp_path: Path, padding: int) -> None:
+    """The TLS library may have a bound of its own for those that follow one another."""
+    async with asking(tmp_path) as (ours, peer, records):
+        with pytest.raises(ssl.SSLError, match=r"without data|RECORD_TOO_SMALL"):
+            await sent(peer, ours, b"".join(records.data(b"", padding) for _ in range(1_500)))
+
+
+@pytest.mark.slow
+async def test_padding_may_be_far_more_than_the_data(tmp_path: Path) -> None:
+    """A client may pad (RFC 8446 section 5.4) so that its typing cannot be told. It was cut."""
+    async with asking(tmp_path) as (ours, peer, records):
+        padded = b"".join(records.data(b"a keystroke", 4_000) for _ in range(3_000))
+        assert await sent(peer, ours, padded) == 3_000 * b"a keystroke"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -27,6 +27,7 @@ COMPILED_LAYERS = [
         "pump.counts",
         "pump.field_names",
         "pump.spans",
+        "pump.tls_records",
         "pump.visits",
         "yamux.links",
         "yamux.ring",

@@ -16,25 +16,26 @@ _UPDATE_REQUESTED = bytes([24, 0, 0, 1, 1])
 
 
 class KeyUpdates:
-    """What a client sends from its first record after the handshake on; it must have sent none by
-    other means. *log* is the file that its context's `keylog_filename` names. The cipher suite
-    is TLS_AES_256_GCM_SHA384, the first one of OpenSSL."""
+    """What an end sends once it has *sent* so many records after its handshake by other means.
+    *log* is the file that a context's `keylog_filename` names. The cipher suite is
+    TLS_AES_256_GCM_SHA384, the first one of OpenSSL."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, end: str = "CLIENT", *, sent: int = 0) -> None:
         (line,) = [
             line
             for line in log.read_text("ascii").splitlines()
-            if line.startswith("CLIENT_TRAFFIC_SECRET_0 ")
+            if line.startswith(f"{end}_TRAFFIC_SECRET_0 ")
         ]
         self._use(bytes.fromhex(line.split()[2]))
+        self._number = sent
 
     def ask(self, count: int) -> bytes:
         """So many of them."""
         return b"".join(self._update() for _ in range(count))
 
-    def data(self, data: bytes) -> bytes:
-        """A record with data."""
-        return self._record(_DATA, data)
+    def data(self, data: bytes, padding: int = 0) -> bytes:
+        """A record with data, or with none, and so many bytes of padding (section 5.4)."""
+        return self._record(_DATA, data, padding)
 
     def _update(self) -> bytes:
         record = self._record(_HANDSHAKE, _UPDATE_REQUESTED)
@@ -53,8 +54,9 @@ class KeyUpdates:
         info = size.to_bytes(2, "big") + bytes([len(name)]) + name + b"\0"
         return hmac.digest(self._secret, info + b"\1", "sha384")[:size]
 
-    def _record(self, kind: int, content: bytes) -> bytes:
-        head = b"\x17\x03\x03" + (len(content) + 1 + 16).to_bytes(2, "big")
+    def _record(self, kind: int, content: bytes, padding: int = 0) -> bytes:
+        content += bytes([kind]) + bytes(padding)
+        head = b"\x17\x03\x03" + (len(content) + 16).to_bytes(2, "big")
         nonce = (self._iv ^ self._number).to_bytes(12, "big")
         self._number += 1
-        return head + self._key.encrypt(nonce, content + bytes([kind]), head)
+        return head + self._key.encrypt(nonce, content, head)

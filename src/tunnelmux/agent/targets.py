@@ -15,6 +15,7 @@ import trio
 from tunnelmux.config import ServiceConfig
 from tunnelmux.descriptors import ran_out
 from tunnelmux.http import Refusal, Refused
+from tunnelmux.pump.data_pump import watch_records
 from tunnelmux.relay import abort
 from tunnelmux.transports.tcp import configure_socket, explain_os_error
 from tunnelmux.transports.tls import explain_tls_error, target_context
@@ -165,6 +166,7 @@ class TargetConnector:
         name = self._service.server_name or self._where.address.host
         try:
             tls = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+            watch_records(tls)
             await tls.do_handshake()
         except BaseException:
             await abort(stream)

@@ -43,6 +43,7 @@ __all__ = [
     "lend_socket",
     "open_pump",
     "tls_stream",
+    "watch_records",
 ]
 
 _log = get_logger("pump")
@@ -52,6 +53,9 @@ _MOMENT = 0.003
 
 _NEWS_PORTION = 0.002
 # Seconds for which owners are called before the other tasks get their turn: one may do a handshake.
+
+_RECORDS = 8_192
+# Bytes of records of TLS that a task decrypts before other tasks run.
 
 _LINES_DELAY = 0.02
 # Seconds for which log lines are gathered: a write for each batch would cost as much as the lines.
@@ -150,10 +154,50 @@ async def tls_stream(
     for name, part in (("_incoming", incoming), ("_outgoing", outgoing)):
         assert hasattr(stream, name)
         setattr(stream, name, part)
+    watch_records(stream)
     # The handshake is done, but Trio has to notice. It does so in the stream's first use, and when
     # that is cancelled the stream is broken.
     await stream.do_handshake()
     return stream
+
+
+def watch_records(tls: trio.SSLStream[Any]) -> None:
+    """Have reading from it fail when its peer sends records without data, without end. To be called
+    before the handshake, or with TLS that was in the pump."""
+    made = getattr(tls, "_ssl_object", None)  # as in lend_socket
+    if made is not None:
+        _Watched(tls, made)
+
+
+class _Watched:
+    """Watches what a Trio stream decrypts, as `PumpSocket` does itself."""
+
+    def __init__(self, tls: trio.SSLStream[Any], made: SSLObject) -> None:
+        from tunnelmux.pump.tls_records import watch_for
+
+        self._made = made
+        self._watch = watch_for(made)
+        self._receive_records = tls.transport_stream.receive_some
+        self._receive = tls.receive_some
+        # Trio's streams cannot be derived from.
+        setattr(tls.transport_stream, "receive_some", self._some_records)  # noqa: B010
+        setattr(tls, "receive_some", self._some_data)  # noqa: B010
+
+    async def _some_records(self, max_bytes: int | None = None) -> bytes | bytearray:
+        # All that came is decrypted: TLS wants more.
+        if not self._watch.judge(self._made):
+            raise trio.BrokenResourceError("the peer sent records of TLS without data")
+        records: bytes | bytearray = await self._receive_records(
+            min(max_bytes or _RECORDS, _RECORDS)
+        )
+        self._watch.add(records)
+        return records
+
+    async def _some_data(self, max_bytes: int | None = None) -> bytes | bytearray:
+        is_new = not self._made.pending()
+        data: bytes | bytearray = await self._receive(max_bytes)
+        self._watch.add_data(len(data), is_new=is_new and len(data) > 0)
+        return data
 
 
 class _Made:

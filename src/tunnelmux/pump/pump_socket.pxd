@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from tunnelmux.pump.tls_records cimport RecordWatch
+
 cdef enum:
     NOTHING = -1  # there is nothing to read now
     BROKEN = -2  # nothing more can be read or written: `error` says why
@@ -25,10 +27,10 @@ cdef class PumpSocket:
     cdef bint closing
     cdef Py_ssize_t portion
     cdef bint held
+    cdef bint within
     cdef bint garbled
     cdef bint closed
-    cdef Py_ssize_t without_data
-    cdef Py_ssize_t around
+    cdef RecordWatch watch
 
     cdef int on_event(self, uint32_t events) except -1
     cdef int pending_error(self) noexcept
@@ -38,7 +40,6 @@ cdef class PumpSocket:
     cdef ssize_t receive_plain(self, uint8_t *data, Py_ssize_t room) except -3
     cdef ssize_t receive_records(self, uint8_t *data, Py_ssize_t room) except -3
     cdef Py_ssize_t take_records(self, Py_ssize_t size, uint8_t *data, Py_ssize_t room) except -3
-    cdef int weigh(self, Py_ssize_t taken, Py_ssize_t filled, Py_ssize_t reads) except -1
     cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3
     cdef ssize_t write(self, const uint8_t *data, Py_ssize_t size) except -3
     cdef ssize_t send_plain(self, const uint8_t *data, Py_ssize_t size) except -3

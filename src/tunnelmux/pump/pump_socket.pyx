@@ -18,6 +18,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from tunnelmux.pump.epoll cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, os_error,
 )
+from tunnelmux.pump.tls_records cimport RecordWatch, watch_of
 
 import ssl
 
@@ -36,28 +37,18 @@ cdef enum:
     PORTION = 32768  # bytes encrypted at once: for a slow peer they stay in memory
     ANSWERS = 16384  # bytes that TLS may have for the peer before nothing more is read from it
     PIECE = RECORD + 512  # bytes of records that TLS gets at first: without data they cost much more
-    WITHOUT_DATA = 2 * RECORD  # bytes of records that bring no data before the peer is read no more
-    HANDSHAKE = 16 * RECORD  # the same before the handshake is done: chains of certificates are long
-    AROUND = 22  # bytes of a record of TLS 1.3 beside its data (RFC 8446 section 5.2)
-    AROUND_OLD = 96  # of older versions at most, with an empty record before it
 
 # Holds records between the kernel and the TLS library, which copies them before it returns.
 cdef uint8_t records[CIPHER]
 
 
-cdef Py_ssize_t bytes_around(object version) except -1:
-    """How much of a record is not its data, in this version of TLS; 0 before the handshake is done."""
-    if version is None:
-        return 0
-    return AROUND if version == "TLSv1.3" else AROUND_OLD
-
-
 @cython.final
 cdef class PumpSocket:
     # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end has to be sent behind
-    # it, `held` that reading waits for it, `garbled` that a record could not be decrypted, and
-    # `closed` that close_notify came; `at_end` is set once a read has returned 0. `error` is set
-    # once, and `hung_up` with it, so that reading goes on to the end.
+    # it, `held` that reading waits for it, `within` that the last record was not read to its end,
+    # `garbled` that one could not be decrypted, and `closed` that close_notify came; `at_end` is set
+    # once a read has returned 0. `error` is set once, and `hung_up` with it, so that reading goes on
+    # to the end.
 
     def __init__(self, socket not None, tls=None):
         self.socket = socket
@@ -66,7 +57,7 @@ cdef class PumpSocket:
         self.portion = PORTION
         if tls is not None:
             self.tls, self.incoming, self.outgoing = tls
-            self.around = bytes_around(self.tls.version())
+            self.watch = watch_of(self.tls)
 
     def fileno(self):
         return self.socket.fileno()
@@ -212,6 +203,7 @@ cdef class PumpSocket:
         while at < size and not self.garbled:
             part = min(size - at, 4 * PIECE if filled else PIECE)
             self.incoming.write(PyMemoryView_FromMemory(<char *>records + at, part, PyBUF_READ))
+            self.watch.count(records + at, part)
             at += part
             if filled < room and not self.closed:
                 filled += self.decrypt(data + filled, room - filled)
@@ -220,46 +212,34 @@ cdef class PumpSocket:
     cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3:
         """Decrypt the complete records, as many as fit; this also does the handshake."""
         cdef object view = PyMemoryView_FromMemory(<char *>data, room, PyBUF_WRITE)
-        cdef Py_ssize_t filled = 0, reads = 0, before = self.incoming.pending, n
+        cdef Py_ssize_t filled = 0, n
+        cdef bint is_read = False
         try:
-            while filled < room:
+            while filled < room and not is_read:
                 n = self.tls.read(room - filled, view[filled:])
                 if n == 0:
                     self.closed = True
                     break
                 filled += n
-                reads += 1
-                if not self.incoming.pending and not self.tls.pending():
-                    break  # no bytes, no record: an exception that says so would cost as much
+                self.watch.note_data(n, not self.within)
+                # What it returns is of one record, and all that was asked for if there is more.
+                self.within = filled == room and self.tls.pending() > 0
+                # No bytes, no record: an exception that says so would cost as much.
+                is_read = not self.within and not self.incoming.pending
         except ssl.SSLWantReadError:
-            pass
+            is_read = True
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # the peer's close
             self.closed = True
         except ssl.SSLError as error:
             self.garbled = True  # nothing behind it can be decrypted; an alert tells the peer
             if self.error is None:
                 self.error = error
-        self.weigh(before - self.incoming.pending, filled, reads)
+        if is_read:
+            self.watch.weigh(self.tls)
+            if self.watch.is_over and self.error is None:
+                self.garbled = True
+                self.error = ssl.SSLError("the peer sent records of TLS without data, without end")
         return filled
-
-    cdef int weigh(self, Py_ssize_t taken, Py_ssize_t filled, Py_ssize_t reads) except -1:
-        """Count what of *taken* bytes of records was no data: a KeyUpdate costs as much as 50 KB of
-        data, so a peer that sends many of them would keep all others waiting."""
-        cdef Py_ssize_t most = WITHOUT_DATA
-        if self.around:
-            # Data makes up for a part of it: some peers fill their records up.
-            self.without_data += taken - filled - filled // 8 - reads * self.around
-            self.without_data = max(self.without_data, 0)
-        else:
-            most = HANDSHAKE
-            self.without_data += taken
-            self.around = bytes_around(self.tls.version())
-            if self.around:
-                self.without_data = 0
-        if self.without_data > most and self.error is None:
-            self.garbled = True
-            self.error = ssl.SSLError("the peer sent records of TLS without data, without end")
-        return 0
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import hmac
 import ssl
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
 
 from tunnelmux.config.rules import parse_pin
 from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.pump.data_pump import watch_records
 
 __all__ = [
     "certificate_pin",
@@ -25,16 +25,6 @@ __all__ = [
     "start_server_tls",
     "target_context",
 ]
-
-
-_PART = 8_192
-# Bytes of records that are decrypted before other tasks run.
-
-_MOST_WITHOUT_DATA = 65_536
-# Bytes of records beyond the data in them: a client's handshake, with a chain of certificates.
-
-_AROUND = 22
-# Bytes of a record beside its data (RFC 8446 section 5.2).
 
 
 def certificate_pin(der: bytes) -> str:
@@ -147,6 +137,7 @@ async def start_client_tls(
     Raises ConnectError (and closes the stream) when it fails. The caller bounds the time.
     """
     tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    watch_records(tls)
     try:
         await tls.do_handshake()
         _check_pin(tls, context, where)
@@ -181,37 +172,6 @@ def _check_pin(tls: trio.SSLStream[trio.abc.Stream], context: ssl.SSLContext, wh
         )
 
 
-class _DataWanted:
-    """Lets a peer send records without data, such as KeyUpdate (RFC 8446 section 4.6.3), to a
-    bound: they cost more than to send them, and all others wait meanwhile."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._receive_records = stream.receive_some
-        self._receive: Callable[[int | None], Awaitable[bytes | bytearray]] | None = None
-        self._without_data = 0
-        # Trio's streams cannot be derived from.
-        setattr(stream, "receive_some", self._some_records)  # noqa: B010
-
-    def watch(self, tls: trio.SSLStream[trio.SocketStream]) -> None:
-        """Count what it decrypts."""
-        self._receive = tls.receive_some
-        setattr(tls, "receive_some", self._some_data)  # noqa: B010
-
-    async def _some_records(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._without_data > _MOST_WITHOUT_DATA:
-            raise trio.BrokenResourceError("the peer sent records of TLS without data")
-        records = await self._receive_records(min(max_bytes or _PART, _PART))
-        self._without_data += len(records)
-        return records
-
-    async def _some_data(self, max_bytes: int | None = None) -> bytes | bytearray:
-        assert self._receive is not None  # nothing else calls this
-        data = await self._receive(max_bytes)
-        counts = len(data) + len(data) // 8 + _AROUND if data else 0
-        self._without_data = max(self._without_data - counts, 0)
-        return data
-
-
 async def start_server_tls(
     stream: trio.SocketStream, context: ssl.SSLContext, *, timeout: float
 ) -> trio.SSLStream[trio.SocketStream]:
@@ -219,9 +179,8 @@ async def start_server_tls(
 
     Raises ConnectError when the peer fails it, which is the peer's matter and no fault here.
     """
-    wanted = _DataWanted(stream)
     tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-    wanted.watch(tls)
+    watch_records(tls)
     try:
         with trio.fail_after(timeout):
             await tls.do_handshake()

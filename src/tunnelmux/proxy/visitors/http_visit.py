@@ -59,7 +59,7 @@ from tunnelmux.proxy.visitors.wrong_protocol import (
     explain_handshake,
     speaks_plain_http,
 )
-from tunnelmux.pump.data_pump import DataPump, lend_socket, tls_stream
+from tunnelmux.pump.data_pump import DataPump, lend_socket, tls_stream, watch_records
 from tunnelmux.relay import abort, reset_socket
 from tunnelmux.transports.admission import Place
 from tunnelmux.transports.tcp import python_socket
@@ -600,6 +600,7 @@ class HttpVisit(Visit):
                     stream = trio.SSLStream(
                         below, self.settings.tls, server_side=True, https_compatible=True
                     )
+                    watch_records(stream)
                     problem = await _shake_hands(stream, self.place, limits)
                     if problem is not None:
                         self._note_failed_handshake(problem)
