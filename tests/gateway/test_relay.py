@@ -64,7 +64,7 @@ def test_the_end_waits_for_the_recording_which_may_fail() -> None:
     session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
     channel, disk = Channel(), BusyDisk()
     session.connection_made(channel)
-    session.opened = Opened(None, None, disk, {})  # type: ignore[arg-type]
+    session.opened = Opened(None, None, disk, {}, 20.0)  # type: ignore[arg-type]
     session.from_device(b"output", None)
     session.device_eof()
     session.device_over(0, None)

@@ -199,7 +199,8 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     connect_timeout: float = 20.0
-    """Seconds for connecting to a device and logging in to its sshd."""
+    """Seconds for connecting to a device and logging in to its sshd, and for its sshd to begin a
+    session then. One that does not loses the session, and the person is told."""
 
     def __post_init__(self) -> None:
         for name, most in (

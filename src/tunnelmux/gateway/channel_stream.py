@@ -11,10 +11,15 @@ import trio
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.gateway.buffered_channel import BufferedChannel
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.ssh.session_channel import channel_count
 
 __all__ = ["ChannelStream", "open_reverse_channel"]
 
 _WINDOW = 512 * 1024
+
+_MOST_CHANNELS = 2048
+# Channels of one device, those included that it leaves without an answer, each some kilobytes:
+# twice as many as it has streams (limits.max_streams).
 
 
 class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
@@ -26,6 +31,11 @@ class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
         self._has_sent_eof = False
         self._sending = OneAtATime("another task is sending on this channel")
         self._receiving = OneAtATime("another task is receiving from this channel")
+
+    def connection_made(self, chan: Any) -> None:
+        super().connection_made(chan)
+        if self._is_closed:
+            chan.abort()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         with self._receiving:
@@ -81,7 +91,8 @@ class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
         """End both directions at once."""
         if not self._is_closed:
             self._is_closed = True
-            self._channel.abort()
+            if self._channel is not None:
+                self._channel.abort()
             self._wake()
             self._may_write.set()
 
@@ -101,17 +112,35 @@ async def open_reverse_channel(
     bridge: Bridge, connection: Any, host: str, port: int
 ) -> ChannelStream:
     """A connection to what the device's `ssh -R host:port:…` leads to; in Trio. Raises OSError."""
-
-    async def open_it() -> ChannelStream:
-        stream = ChannelStream(bridge)
-        await connection.create_connection(
-            lambda: stream, host, port, "127.0.0.1", 0, encoding=None, window=_WINDOW
+    if channel_count(connection) >= _MOST_CHANNELS:
+        raise ConnectionRefusedError(
+            errno.ECONNREFUSED,
+            f"the device's ssh leaves {_MOST_CHANNELS} connections without an answer",
         )
-        return stream
+    stream = ChannelStream(bridge)
+    answered = trio.Event()
+    problem: Exception | None = None
 
+    async def open_it() -> None:
+        nonlocal problem
+        try:
+            await connection.create_connection(
+                lambda: stream, host, port, "127.0.0.1", 0, encoding=None, window=_WINDOW
+            )
+        except (OSError, asyncssh.Error) as exc:
+            problem = exc
+        finally:
+            bridge.soon(answered.set)
+
+    # Never cancelled: asyncssh would leave a channel open whose opening was cancelled.
+    bridge.start(open_it())
     try:
-        return await bridge.in_asyncio(open_it())
-    except asyncssh.ChannelOpenError as exc:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, str(exc)) from exc
-    except asyncssh.Error as exc:
-        raise ConnectionAbortedError(errno.ECONNABORTED, str(exc)) from exc
+        await answered.wait()  # the caller has a deadline
+    except trio.Cancelled:
+        stream.reset()
+        raise
+    if isinstance(problem, asyncssh.ChannelOpenError):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, str(problem)) from problem
+    if problem is not None:
+        raise ConnectionAbortedError(errno.ECONNABORTED, str(problem)) from problem
+    return stream

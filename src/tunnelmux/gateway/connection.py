@@ -34,7 +34,7 @@ from tunnelmux.gateway.side_channels import (
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.registry import SshDevice
 from tunnelmux.ssh.back_pressure import BackPressure
-from tunnelmux.ssh.session_channel import new_session_channel
+from tunnelmux.ssh.session_channel import channel_count, new_session_channel
 from tunnelmux.transports.admission import source_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ _SLACK = 2.0
 _UNSENT_BEFORE_LOGIN = 65_536
 _UNSENT = 16 * WINDOW
 # Bytes that a peer may leave unread, of which all but a little is the windows of its channels.
+
+_CHANNELS = 2
+# Channels of a connection for each session that it may have: those that are just being closed, and
+# those that only the gateway uses. The other end must confirm the end of each.
 
 _AGENT_TIMEOUT = 5.0
 # Seconds that a person's own SSH agent has to list its keys.
@@ -317,6 +321,7 @@ class PersonConnection(asyncssh.SSHServer):
                 b"TUNNELMUX_ACTOR": self.person.name.encode("utf-8"),
                 b"TUNNELMUX_LEASE": access.lease_id.encode("ascii"),
             },
+            gateway.config.limits.connect_timeout,
             session.request.x11 if carried[1] else None,
             files,
             records_input=rules.record_input and session.request.has_terminal,
@@ -387,10 +392,18 @@ class PersonConnection(asyncssh.SSHServer):
         """The connection to the device's sshd: one for all sessions that ask for the same."""
         key = (account, access.device.id, access.lease_id, agent, x11)
         task = self._devices.get(key)
+        if task is not None and task.done() and not _is_gone(task) and self._is_silent(task):
+            task.result().abort()
+            task = None
         if task is None or (task.done() and _is_gone(task)):
             task = self._bridge.loop.create_task(self._connect(account, access, agent, x11))
             self._devices[key] = task
         return await asyncio.shield(task)
+
+    def _is_silent(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the device's sshd leaves more channels without an answer than it has good ones:
+        asyncssh keeps each until the end of the connection."""
+        return channel_count(task.result()) >= _CHANNELS * self._gateway.config.limits.max_sessions
 
     async def _connect(self, account: str, access: Access, agent: bool, x11: bool) -> Any:
         connection = await self._log_in(account, access, agent, x11)
@@ -534,6 +547,8 @@ class PersonConnection(asyncssh.SSHServer):
         most = self._gateway.config.limits.max_sessions
         if len(self._open) >= most:
             raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
+        if channel_count(self._connection) >= _CHANNELS * most:
+            raise ChannelOpenError(SHORTAGE, "you leave the ends of channels without an answer")
 
     def _watch(self, use: _Use, access: Access) -> None:
         deadline = Deadline(

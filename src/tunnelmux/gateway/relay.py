@@ -7,6 +7,7 @@ Output of the device is recorded before the person gets it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -76,6 +77,8 @@ class Opened:
     connection: Any
     recording: Recording | None
     environment: dict[bytes, bytes]
+    timeout: float
+    """Seconds for the device's sshd to begin the session."""
     x11: X11Request | None = None
     """What the device's sshd is asked to forward."""
     files: FileRecord | None = None
@@ -189,9 +192,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._exit(_EXIT_FAILED)
             return
         except Exception as exc:  # noqa: BLE001  else the person would wait for ever
-            _log.error("unhandled error in session", device=self._device, exc_info=exc)
-            self.tell("the gateway failed on this session; its log says how")
-            self._exit(_EXIT_FAILED)
+            self._fail(exc)
             return
         self.opened = opened
         if self._is_over:
@@ -202,28 +203,44 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             return
         if opened.records_input:
             self.tell("what you type is recorded here, too")
-        request = self.request
+        # Not by a cancel: asyncssh would leave a channel open whose opening was cancelled.
+        late = f"the device's sshd did not begin the session within {opened.timeout:g} s"
+        timer = asyncio.get_running_loop().call_later(opened.timeout, self.cut, late)
         try:
-            await opened.connection.create_session(
-                lambda: DeviceSession(self),
-                request.command,
-                subsystem=request.subsystem,
-                env=request.environment | opened.environment,
-                request_pty="force" if request.has_terminal else False,
-                term_type=request.term or None,
-                term_size=request.size,
-                term_modes=request.modes,
-                encoding=None,
-                window=WINDOW,
-                x11_forwarding="ignore_failure" if opened.x11 is not None else False,
-                x11_display=opened.x11,
-                x11_single_connection=opened.x11 is not None and opened.x11.is_single,
-            )
+            await self._create(opened)
         except (OSError, asyncssh.Error) as exc:
             self.tell(f"the device's sshd gave no session: {exc}")
             self._exit(_EXIT_FAILED)
-            return
-        self._go()
+        except Exception as exc:  # noqa: BLE001  as above
+            self._fail(exc)
+        else:
+            self._go()
+        finally:
+            timer.cancel()
+
+    async def _create(self, opened: Opened) -> None:
+        request = self.request
+        await opened.connection.create_session(
+            lambda: DeviceSession(self),
+            request.command,
+            subsystem=request.subsystem,
+            env=request.environment | opened.environment,
+            request_pty="force" if request.has_terminal else False,
+            term_type=request.term or None,
+            term_size=request.size,
+            term_modes=request.modes,
+            encoding=None,
+            window=WINDOW,
+            x11_forwarding="ignore_failure" if opened.x11 is not None else False,
+            x11_display=opened.x11,
+            x11_single_connection=opened.x11 is not None and opened.x11.is_single,
+        )
+
+    def _fail(self, exc: Exception) -> None:
+        if not self._is_over:
+            _log.error("unhandled error in session", device=self._device, exc_info=exc)
+            self.tell("the gateway failed on this session; its log says how")
+            self._exit(_EXIT_FAILED)
 
     def _go(self) -> None:
         """Send the device what the person has sent before it was connected."""
@@ -387,7 +404,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
     def attach(self, other: DeviceSession) -> None:
         """Take the device's session, whose channel is open now."""
         self._other = other
-        if self._is_full:
+        if self._is_over:
+            other.channel.abort()  # nothing more is asked for: a command never begins
+        elif self._is_full:
             other.channel.pause_reading()
 
     def room(self) -> None:

@@ -11,6 +11,7 @@ connections in question.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ WINDOW = 512 * 1024
 
 _LONGEST_COOKIE = 256
 # Bytes, of the name of the method as well: MIT-MAGIC-COOKIE-1 has 16.
+
+_ANSWER_TIME = 20.0
+# Seconds for a person's ssh to connect to its agent or display, which are on the same machine.
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +99,21 @@ class SideChannel(asyncssh.SSHTCPSession[bytes]):
         return self.other.received if self.other is not None else 0
 
     def cut(self, _reason: str) -> None:
-        """End both ends at once; there is nowhere to say why."""
+        """End both ends at once; there is nowhere to say why. One that is not open yet ends when
+        it is opened."""
         for end in (self, self.other):
-            if end is not None and end.channel is not None and not end.is_over:
-                end.channel.abort()
+            if end is not None and not end.is_over:
+                if end.channel is not None:
+                    end.channel.abort()
                 end.connection_lost(None)  # not later, when the other side answers the end
 
     # -- called by asyncssh ---------------------------------------------------------------------
 
     def connection_made(self, chan: Any) -> None:
         self.channel = chan
-        if self._is_held:
+        if self.is_over:
+            chan.abort()
+        elif self._is_held:
             chan.pause_reading()
         elif self.other is not None:
             self.other.hold(False)  # it waited for this end
@@ -151,6 +159,29 @@ class SideChannel(asyncssh.SSHTCPSession[bytes]):
             self.channel.resume_reading()
 
 
+async def _join(
+    end: SideChannel, here: Any, open_there: Callable[[Any], Awaitable[object]]
+) -> None:
+    """Open the other end of a pair. Raises ChannelOpenError."""
+    end.other = other = SideChannel(end.kind)
+    other.other = end
+    other.hold(True)
+    # Not by a cancel: asyncssh would leave a channel open whose opening was cancelled.
+    timer = asyncio.get_running_loop().call_later(_ANSWER_TIME, end.cut, "")
+    try:
+        await open_there(lambda: other)
+    except asyncssh.ChannelOpenError:
+        end.connection_lost(None)
+        raise
+    finally:
+        timer.cancel()
+    if end.is_over:
+        raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "it is over")
+    if here.get_connection() is None:  # lost meanwhile: asyncssh never asks for this end
+        other.cut("")
+        end.connection_lost(None)
+
+
 def carry_back(
     device: Any,
     person: Any,
@@ -170,17 +201,7 @@ def carry_back(
         kind: str, here: Any, open_there: Callable[[Any], Awaitable[object]]
     ) -> SideChannel:
         end = begin(kind)
-        end.other = other = SideChannel(kind)
-        other.other = end
-        other.hold(True)
-        try:
-            await open_there(lambda: other)
-        except asyncssh.ChannelOpenError:
-            end.connection_lost(None)
-            raise
-        if here.get_connection() is None:  # lost meanwhile: asyncssh never asks for this end
-            other.cut("")
-            end.connection_lost(None)
+        await _join(end, here, open_there)
         return end
 
     if agent:

@@ -23,6 +23,7 @@ from tunnelmux.ssh.failure import SshFailure
 from tunnelmux.ssh.gathering import Way
 from tunnelmux.ssh.host_keys import HostKeyCheck, HostKeys
 from tunnelmux.ssh.kill import MARK_VARIABLE, Killing, kill_command, new_mark, read_killing
+from tunnelmux.ssh.session_channel import channel_count
 from tunnelmux.transports.tcp import explain_os_error
 
 __all__ = ["Connection", "Ending", "Login", "Opening", "connect"]
@@ -264,7 +265,7 @@ class Connection:
     @property
     def channel_count(self) -> int:
         """How many channels are open, as the library counts them."""
-        return len(self._connection._channels)  # noqa: SLF001  there is no public way
+        return channel_count(self._connection)
 
 
 class Opening:

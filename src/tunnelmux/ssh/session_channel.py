@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["LOCALE", "MOST_VARIABLES", "discard_unsent", "new_session_channel"]
+__all__ = ["LOCALE", "MOST_VARIABLES", "channel_count", "discard_unsent", "new_session_channel"]
 
 LOCALE = r"LANG|LC_[A-Z]{1,32}|TERM|COLORTERM|NO_COLOR"
 """What Debian's sshd takes, as a regular expression; others say things about the person's
@@ -50,3 +50,9 @@ def discard_unsent(channel: Any) -> None:
     call for that."""
     channel._send_buf.clear()  # noqa: SLF001
     channel._send_buf_len = 0  # noqa: SLF001
+
+
+def channel_count(connection: Any) -> int:
+    """Channels of this connection, those included that its other end leaves without an answer: it
+    may never confirm one that is opened, nor the end of one."""
+    return len(connection._channels)  # noqa: SLF001  there is no public way
