@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tunnelmux.agent.assist import AssistDesk, LeaseOffer
 from tunnelmux.agent.assist.clock import SteadyClock
 from tunnelmux.agent.assist.diary import Diary, read_diary
 from tunnelmux.agent.assist.memory import AssistMemory
+from tunnelmux.agent.assist.offers import LeaseAnswer
 from tunnelmux.config.assist import AssistConfig
 
 HOUR = 3600.0
@@ -316,3 +318,73 @@ def test_a_full_disk_ends_no_assistance() -> None:
         full.write("agreed", {"lease": "x"})
         full.write("ended", {"lease": "x"})
     assert [log["event"] for log in logs] == ["assistance not written down"]
+
+
+def offers(count: int, begin: int = 0, **changes: Any) -> list[LeaseOffer]:
+    ids = (f"00000000-0000-7000-8000-{number:012d}" for number in range(begin, begin + count))
+    return [replace(OFFER, id=lease_id, **changes) for lease_id in ids]
+
+
+def test_a_proxy_that_offers_leases_without_end_fills_neither_memory_nor_disk(
+    machine: Machine,
+) -> None:
+    """Each was held until its end, was written to the disk with all others, and ran the hook."""
+    desk = machine.start(mode="allow")
+    with capture_logs() as logs:
+        states = [desk.offer(offer).state for offer in offers(1000)]
+    assert (states.count("given"), len(desk.leases)) == (60, 60)
+    assert len(logs) < 50
+    assert (machine.folder / "cam1.assist.log").read_text().count("\n") == 60
+    assert [desk.offer(offer).state for offer in offers(60)] == ["given"] * 60  # known ones
+
+    machine.pass_time(300.0)
+    states = [desk.offer(offer).state for offer in offers(10, begin=2000)]
+    assert (states.count("given"), len(desk.leases)) == (4, 64)
+    machine.pass_time(600.0)
+    answer = desk.offer(offers(1, begin=3000)[0])
+    assert answer == LeaseAnswer("refused", "the device has 64 leases already")
+
+
+def test_no_more_questions_wait_than_people_can_answer(machine: Machine) -> None:
+    desk = machine.start(mode="ask")
+    asked = list[str]()
+    desk.on_ask = lambda lease: asked.append(lease.offer.id)
+    states = [desk.offer(offer).state for offer in offers(40)]
+    assert states == ["asked"] * 16 + ["refused"] * 24
+    assert len(asked) == 16
+    assert desk.answer(asked[0], True, by="me") is None
+    assert desk.offer(offers(1, begin=100)[0]).state == "asked"
+
+
+def test_a_lease_that_is_offered_again_is_not_written_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = machine.start(mode="allow")
+    desk.offer(OFFER)
+    written = list[object]()
+    monkeypatch.setattr(AssistMemory, "write", lambda _self, state: written.append(state))
+    for _ in range(100):
+        machine.pass_time(0.01)
+        desk.offer(replace(OFFER, seconds=HOUR - 0.02))
+    assert not written
+    desk.offer(replace(OFFER, seconds=60.0))
+    assert len(written) == 1
+
+
+def test_a_proxy_washes_no_record_of_assistance_away(tmp_path: Path) -> None:
+    now = 1_795_000_000.0
+    file = tmp_path / "cam1.assist.log"
+    diary = Diary(file, clock=lambda: now)
+    diary.write("agreed", {"lease": OFFER.id, "who": "x" * 1000, "by": "me"})
+    for _ in range(20_000):
+        diary.write("connected", {"lease": "another", "service": "web", "who": "y" * 1000})
+    assert len(file.read_text().splitlines()) == 601
+    assert [entry["by"] for entry in read_diary(file, OFFER.id)] == ["me"]
+    assert max(map(len, file.read_text().splitlines())) < 400
+    now += 3600.0
+    diary.write("ended", {"lease": OFFER.id})
+    told = [json.loads(line) for line in file.read_text().splitlines()[601:]]
+    assert [(one["what"], one.get("count")) for one in told] == [
+        ("lines left out", 19_400),
+        ("ended", None),
+    ]

@@ -13,12 +13,20 @@ import trio
 from structlog.testing import capture_logs
 
 from support.fake_proxy import FakeProxy, No, fake_proxy
-from tunnelmux import Session
+from tunnelmux import Limits, Session
 from tunnelmux.agent import RunningAgent, run_agent
 from tunnelmux.agent.link import ProxyLink
 from tunnelmux.agent.monitoring import describe_health
 from tunnelmux.agent.nodes import KnownNodes
-from tunnelmux.config import AgentConfig, BackoffConfig, Device, ProxyEndpoint, Secret
+from tunnelmux.config import (
+    AgentConfig,
+    BackoffConfig,
+    Device,
+    LimitsConfig,
+    ProxyEndpoint,
+    Secret,
+    ServiceConfig,
+)
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.endpoints import dial
 from tunnelmux.errors import ConnectError
@@ -100,6 +108,30 @@ async def test_either_serves_and_the_second_says_beside_which_it_is(
         ("b", pair.b.url),
     ]
     assert (health["reconnects"], agent.figures.sessions_now) == (0, 2)
+
+
+async def test_a_flood_of_streams_on_one_leaves_the_other_its_own(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    """Both had one number of places for streams, and one for connections to targets."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]  # connects, and never says anything
+    config = msgspec.structs.replace(
+        pair.config(make_config),
+        services=[ServiceConfig(name="raw", target=f"tcp://127.0.0.1:{port}")],
+        limits=LimitsConfig(session=Limits(max_streams=16)),
+    )
+    await start_agent(config)
+    flooded, other = await pair.a.next_session(), await pair.b.next_session()
+    for session, count in ((flooded, 16), (other, 15)):
+        for _ in range(count):
+            stream = await session.open_stream()
+            await stream.send_all(b"CONNECT raw HTTP/1.1\r\nHost: raw\r\n\r\n")
+            with trio.fail_after(30):
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+    assert await call(other, "GET", "/v1/info") == 200
+    for listener in listeners:
+        await listener.aclose()
 
 
 async def test_each_is_made_again_by_itself(

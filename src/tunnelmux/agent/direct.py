@@ -61,7 +61,7 @@ class DirectConnector:
             return False
         name, head_size = wanted
         service, dialler = self._targets.get(name, (None, None))
-        if service is None or dialler is None or not self._streams.has_room:
+        if service is None or dialler is None or not self._streams.has_room(self._session):
             return False
         if self._streams.health.down(name) or not self._streams.room.has(name):
             return False
@@ -75,7 +75,7 @@ class DirectConnector:
         connection.relay = self._session.relay_offer(
             offered, local, connection, head_size=head_size, answer=CONNECT_ANSWER
         )
-        self._streams.active += 1
+        self._streams.begin(self._session)
         self._streams.room.enter(name)
         self._streams.figures.streams += 1
         if desk is not None:
@@ -95,7 +95,7 @@ class DirectConnector:
     def finished(self, connection: _Connection) -> None:
         """The connection has ended or failed."""
         self._connecting.clear(connection)
-        self._streams.active -= 1
+        self._streams.end(self._session)
         self._streams.room.leave(connection.service)
         if self._streams.desk is not None:
             self._streams.desk.leave(connection.lease_visit)

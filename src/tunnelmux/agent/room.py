@@ -14,6 +14,9 @@ _log = get_logger("agent")
 _RETRY_AFTER = 1
 # Seconds after which a visitor may try again: most connections are short.
 
+_SESSIONS = 2
+# With different nodes of a cluster: neither takes the other's places, unless files run out.
+
 
 class Room:
     """Places for connections to targets. Half of the files that this process may open are left for
@@ -28,8 +31,11 @@ class Room:
     def configure(self, files: int | None, services: int, max_streams: int) -> None:
         """This process may open so many files, None where connections take none, and there are so
         many services. Places are as many as streams, unless files run out by that."""
-        self._all = self._each = max_streams
-        if files is None or files // 2 >= max_streams:
+        self._all = self._each = max_streams * _SESSIONS
+        if files is None:
+            return
+        if files // 2 >= max_streams:
+            self._all = self._each = min(files // 2, self._all)
             return
         self._all = fitting = max(2, files // 2)
         self._each = fitting if services == 1 else fitting - fitting // 4

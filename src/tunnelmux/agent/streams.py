@@ -5,6 +5,7 @@ refuse.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -122,8 +123,7 @@ class StreamServer:
         """Decides about leases."""
         self.is_ending = False
         """Whether followers of the log must be ended."""
-        self.active = 0
-        """Streams being served now."""
+        self._served: Counter[Session] = Counter()
         self.room = Room()
         """Places for connections to targets."""
         self.lines = StreamLines()
@@ -167,20 +167,36 @@ class StreamServer:
         return self._services
 
     @property
-    def has_room(self) -> bool:
-        """Whether another stream may be served."""
-        return self.active < self._max_streams
+    def active(self) -> int:
+        """Streams being served now."""
+        return self._served.total()
+
+    def has_room(self, session: Session) -> bool:
+        """Whether another stream of this session may be served. Each has its own streams, so that
+        one that is flooded takes none from another."""
+        return self._served[session] < self._max_streams
+
+    def begin(self, session: Session) -> None:
+        """A stream of this session is served from now on."""
+        self._served[session] += 1
+
+    def end(self, session: Session) -> None:
+        """It is over."""
+        self._served[session] -= 1
+        if not self._served[session]:
+            del self._served[session]
 
     async def serve(self, stream: Stream) -> None:
         """Serve one stream to its end. Failures are logged and end this stream only."""
         # The engine limits live streams; this limit includes handlers that still unwind.
-        if not self.has_room:
+        session = stream.session
+        if not self.has_room(session):
             stream.reset()
             cause = "limits.max_streams are in use"
             if self.lines.reset.may_write(cause):
                 _log.warning("stream reset", stream=stream.id, cause=cause)
             return
-        self.active += 1
+        self.begin(session)
         self.figures.streams += 1
         try:
             await self._serve_requests(stream)
@@ -196,7 +212,7 @@ class StreamServer:
             stream.reset()
             raise
         finally:
-            self.active -= 1
+            self.end(session)
 
     async def _serve_requests(self, stream: Stream) -> None:
         server = ServerConnection(stream, self._limits)

@@ -15,7 +15,7 @@ from tunnelmux.agent.assist.diary import Diary
 from tunnelmux.agent.assist.memory import AssistMemory, KeptLease, KeptState
 from tunnelmux.agent.assist.offers import LeaseAnswer, LeaseOffer
 from tunnelmux.config.assist import AssistConfig
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = ["AssistDesk", "HeldLease", "LeaseVisit"]
 
@@ -24,6 +24,17 @@ _log = get_logger("agent.assist")
 _KEPT_EVENTS = 500
 _KEPT_ENDS = 200
 # Ended leases that are remembered, because a proxy that was away may offer them again.
+
+_MOST_HELD = 64
+# Leases that run or wait at once: each person at the device's services has one or two.
+
+_MOST_ASKED = 16
+# Of those, questions that wait for an answer. Each may run a hook, and a person answers one by one.
+
+_NEW_AT_ONCE = 60
+_NEW_EVERY = 60.0
+# New leases that are taken at once, and the seconds after which there may be another: a proxy that
+# offers more makes the device write, and its person look, for nothing.
 
 _SAVE = 30.0
 # Seconds between two writes of the time left, while a lease runs: see `SteadyClock.recall`.
@@ -92,6 +103,9 @@ class AssistDesk:
         self._leases: dict[str, HeldLease] = {}
         self._ended: dict[str, str] = {}
         self._loose: set[LeaseVisit] = set()
+        self._lines = RepeatedLines("assistance")
+        self._new = 0.0
+        self._new_at = self.clock.now()
         self._events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_KEPT_EVENTS)
         self._last = 0
         self._news = trio.Event()
@@ -273,6 +287,9 @@ class AssistDesk:
             return LeaseAnswer("refused", self._ended[offer.id])
         if known is not None:
             return self._offered_again(known, offer)
+        crowd = self._crowd()
+        if crowd is not None:
+            return LeaseAnswer("refused", crowd)  # no word of it is kept: there may be any number
         refusal = self._objection(offer)
         if refusal is not None:
             return self._refuse(offer, refusal)
@@ -286,6 +303,20 @@ class AssistDesk:
         else:
             self._ask(lease)
         return LeaseAnswer("given" if lease.is_given else "asked")
+
+    def _crowd(self) -> str | None:
+        """Why there are too many leases for one more, or None; counts it then."""
+        if len(self._leases) >= _MOST_HELD:
+            return f"the device has {_MOST_HELD} leases already"
+        if sum(not lease.is_given for lease in self._leases.values()) >= _MOST_ASKED:
+            return f"{_MOST_ASKED} requests wait for an answer at the device already"
+        now = self.clock.now()
+        self._new = max(0.0, self._new - (now - self._new_at) / _NEW_EVERY)
+        self._new_at = now
+        if self._new + 1 > _NEW_AT_ONCE:
+            return "the device was offered too many leases: try again in some minutes"
+        self._new += 1
+        return None
 
     def _objection(self, offer: LeaseOffer) -> str | None:
         if self.config.mode == "off":
@@ -318,9 +349,12 @@ class AssistDesk:
             self._write("extended", lease=offer.id, seconds=round(offer.seconds))
             lease.until = until
             self._wake()
-        else:
-            lease.until = min(lease.until, until)
-        self._save()
+            self._save()
+        elif until < lease.until:
+            is_earlier = until < lease.until - 2  # not by the time on the network alone
+            lease.until = until
+            if is_earlier:
+                self._save()
         return LeaseAnswer("given" if lease.is_given else "asked")
 
     def _refuse(self, offer: LeaseOffer, reason: str) -> LeaseAnswer:
@@ -558,7 +592,8 @@ class AssistDesk:
         self._news = trio.Event()
 
     def _write(self, what: str, **details: Any) -> None:
-        _log.info("assistance", what=what, **details)
+        if self._lines.may_write(what):
+            _log.info("assistance", what=what, **details)
         self._diary.write(what, details)
 
     # -- over restarts ----------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +24,14 @@ _log = get_logger("agent.assist")
 _LIMITS = AuditLimits(max_bytes=1_000_000, keep=3, keep_for=0.0)
 # At most 4 MB of a small device's disk: some 10,000 sessions.
 
+_PERIOD = 3600.0
+_OF_A_KIND = 600
+# Lines about one kind of event in an hour: a proxy that causes as many as it can pushes nothing out
+# of the files within half a day.
+
+_LONGEST = 200
+# Characters of a text: a proxy may send 1,000 of who asks and why.
+
 
 class Diary:
     """Writes one JSON object per event; without a path, nothing."""
@@ -30,6 +40,8 @@ class Diary:
         self._clock = clock
         self._file: LineFile | None = None
         self._told = False
+        self._began = -math.inf
+        self._written: Counter[str] = Counter()
         if path is not None:
             try:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -38,9 +50,28 @@ class Diary:
                 raise ConfigError(f"assist.log: {path} cannot be written: {error}") from error
 
     def write(self, what: str, details: dict[str, Any]) -> None:
-        """Write an event. A write error does not end assistance, and is logged once."""
+        """Write an event, or count it where an hour has had too many of its kind. A write error
+        does not end assistance, and is logged once.
+        """
         if self._file is None:
             return
+        if not 0 <= self._clock() - self._began < _PERIOD:
+            self._begin_anew()
+        self._written[what] += 1
+        if self._written[what] <= _OF_A_KIND:
+            self._write(what, details)
+
+    def _begin_anew(self) -> None:
+        """Begin another hour, with what was left out in the one before."""
+        before, self._written = self._written, Counter()
+        self._began = self._clock()
+        for what, count in before.items():
+            if count > _OF_A_KIND:
+                self._write("lines left out", {"of": what, "count": count - _OF_A_KIND})
+
+    def _write(self, what: str, details: dict[str, Any]) -> None:
+        assert self._file is not None  # the caller has looked
+        details = {key: _cut(value) for key, value in details.items()}
         at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, "what": what} | details, ensure_ascii=False)
         try:
@@ -51,6 +82,12 @@ class Diary:
             self._told = True
         else:
             self._told = False
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return f"{value[:_LONGEST]}…"
+    return value
 
 
 def read_diary(path: Path, lease_id: str) -> list[dict[str, Any]]:
