@@ -10,6 +10,7 @@ from __future__ import annotations
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.audit import AuditEntry, AuditFilter, AuditTrail, ChainCheck
+from tunnelmux.registry.audit_details import shortened
 from tunnelmux.registry.browser_sessions import (
     BrowserSession,
     BrowserSessions,
@@ -183,4 +184,5 @@ __all__ = [
     "new_id",
     "open_registry",
     "parse_public_key",
+    "shortened",
 ]

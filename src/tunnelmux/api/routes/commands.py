@@ -26,7 +26,7 @@ from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import ExactInput
 from tunnelmux.api.rights import RightfulResponse
 from tunnelmux.commands import CommandRequest, Event, InvalidCommand
-from tunnelmux.registry import Device, TenantRegistry, new_id
+from tunnelmux.registry import Device, TenantRegistry, new_id, shortened
 
 router = APIRouter(prefix="/api/exec", route_class=AccessRoute, tags=["commands"])
 
@@ -36,9 +36,6 @@ _MOST_DEVICES = 1024
 
 _MOST_PATTERNS = 32
 # Of the words that name devices, those that are patterns: each is compared with each device.
-
-_AUDITED = 4096
-# Characters of a command in the audit; a longer one is a script, and its beginning is enough.
 
 _HEARTBEAT = 15.0
 # Seconds between two signs of life in a stream of events, for proxies on the way.
@@ -110,8 +107,7 @@ async def execute(
             "device_count": len(names),
             "host": command.host,
             "username": command.username,
-            "command": command.command[:_AUDITED],
-            "command_length": len(command.command),
+            **shortened({"command": command.command}),
         },
     )
     fanout = Fanout(
@@ -212,7 +208,6 @@ class _CommandResponse(Response):
         assert self._kind is not None
         headers = [
             (b"content-type", self._kind.encode("ascii")),
-            (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # otherwise nginx buffers events
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

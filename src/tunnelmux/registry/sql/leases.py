@@ -13,6 +13,7 @@ from sqlalchemy.engine import Row
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.audit import AuditEntry
+from tunnelmux.registry.audit_details import MOST_TEXT, shortened
 from tunnelmux.registry.ids import MAX_PAGE, Page, new_id
 from tunnelmux.registry.leases import MAX_LEASE, RIGHTS, Lease, Leases, LeaseTerms
 from tunnelmux.registry.sql import paging, schema
@@ -31,8 +32,8 @@ _MOST_OF_A_DEVICE = 500
 # are told of all when they connect.
 
 _MAX_SERVICES = 64
-_MAX_DETAILS = 4096
-# Bytes of JSON about one event: room for a command's first 4,000 characters.
+_MAX_DETAILS = 4 * MOST_TEXT
+# Characters of JSON about one event, with what is not text in it.
 
 _SLACK = timedelta(seconds=30)
 # How far apart two clocks may be: another program's clock may have computed "in 12 h".
@@ -290,12 +291,8 @@ def _checked(terms: LeaseTerms, now: datetime) -> dict[str, Any]:
 
 
 def _details(details: dict[str, object]) -> dict[str, object]:
-    """The details for an entry, with each text cut, so that the whole stays small."""
-    share = _MAX_DETAILS // max(1, len(details))
-    cut = {
-        key: value[:share] if isinstance(value, str) else value for key, value in details.items()
-    }
-    if len(json.dumps(cut, default=str)) > 4 * _MAX_DETAILS:
+    cut = shortened(details)
+    if len(json.dumps(cut, default=str, ensure_ascii=False)) > _MAX_DETAILS:
         raise RegistryRefused("too many details for one entry", code="invalid")
     return cut
 

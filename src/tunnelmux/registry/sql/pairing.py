@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret, hash_token
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import names
+from tunnelmux.registry.audit_details import count_of
 from tunnelmux.registry.devices import Device
 from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.pairing import (
@@ -234,7 +234,8 @@ class SqlInstallKeys(Repository, InstallKeys):
             "created_by": tx.actor.user_id,
         }
         tx.insert(_K, id=key_id, digest=digest, created=tx.now, **values)
-        tx.record("install_key.add", "install_key", key_id, after=values | _counted(serials))
+        after = values | count_of("serials", serials)  # the key itself has them
+        tx.record("install_key.add", "install_key", key_id, after=after)
         return _install_key(tx.one(_K, key_id, "install key")), secret
 
     @reads
@@ -414,12 +415,6 @@ def _decide(tx: Transaction, row: Row[Any], state: PairingState, **values: objec
         before={"state": row.state, "serial": row.serial, "address": row.address},
         after={"state": state, **values},
     )
-
-
-def _counted(serials: tuple[str, ...]) -> dict[str, Any]:
-    """What the audit keeps of many serial numbers: the key itself has them."""
-    digest = hashlib.sha256("\n".join(serials).encode("utf-8")).hexdigest()
-    return {"serials": len(serials), "serials_sha256": digest} if serials else {}
 
 
 def _install_key(row: Row[Any]) -> InstallKey:
