@@ -156,6 +156,7 @@ async def test_who_may_reach_a_service_is_answered_with_the_rule(
         told = answer.json()
         # This proxy knows dev1 from its own file, and only this machine reaches its ingress.
         assert (told["allowed"], told["by"], told["until"]) == (True, "public", None)
+        assert (told["user_id"], told["user_name"]) == (here.user_ids["eve"], "eve")
         assert told["rule"]["source"] == "default"
         page = await here.page(viewer, f"{asked}?service=web&person={here.user_ids[EVIL]}")
         assert "Yes: no rule is written for it, so it lets in everybody." in page

@@ -41,6 +41,11 @@ class User:
     created: datetime
     last_sign_in: datetime | None
 
+    @property
+    def called(self) -> str:
+        """What people call it; where the provider tells neither name nor e-mail, the subject."""
+        return (self.name or self.email or self.subject)[:255]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:

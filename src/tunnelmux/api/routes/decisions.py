@@ -56,6 +56,7 @@ class Decision(BaseModel):
     device: str
     service: str
     user_id: str
+    user_name: str
     allowed: bool
     by: Literal["public", "login", "lease", ""]
     until: datetime | None
@@ -85,11 +86,15 @@ async def decide(
     if role is None:
         raise NoSuchRecord("member", person)
     known = await api.installation.users.find(person)
-    found = await _ask(
-        api, device, service, person, role=role, name=known.email or known.name, address=address
-    )
+    found = await _ask(api, device, service, person, role=role, name=known.called, address=address)
     return Decision.model_validate(
-        {**found, "device_id": device.id, "device": device.name, "user_id": person}
+        {
+            **found,
+            "device_id": device.id,
+            "device": device.name,
+            "user_id": person,
+            "user_name": known.called,
+        }
     )
 
 

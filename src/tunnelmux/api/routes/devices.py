@@ -145,7 +145,7 @@ async def add_device(api: ApiDependency, principal: Operator, new: NewDevice) ->
         serial=new.serial,
         labels=new.labels,
         paired_by=user.id,
-        paired_by_name=user.name or user.email,
+        paired_by_name=user.called,
     )
     return DeviceWithToken(device=Device.model_validate(device), token=token.reveal())
 

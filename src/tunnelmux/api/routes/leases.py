@@ -341,7 +341,7 @@ async def _device_id(tenant: TenantRegistry, text: str) -> str:
 
 async def _name_of(api: Api, user_id: str) -> str:
     user = await api.installation.users.find(user_id)
-    return (user.name or user.email)[:255]
+    return user.called
 
 
 def _require_own(lease: LeaseRecord, principal: Principal, what: str) -> None:
