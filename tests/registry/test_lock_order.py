@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,11 +16,13 @@ from support.postgresql import PostgreSQL
 from support.registries import ANN, OpenRegistry
 from support.tenants import SSH_KEY
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
-from tunnelmux.registry import Arrival, Registry, TenantRegistry, User
+from tunnelmux.registry import Arrival, Registry, SignedIn, TenantRegistry, User
 
-Act = Callable[[], Awaitable[object]]
+Act = Callable[[], Awaitable[Any]]
 
 ISSUER = "https://id.example.com"
+
+SYSTEM = "00000000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture
@@ -40,9 +43,9 @@ class Turns:
         self._server = server
         self._url = url
 
-    async def in_order(self, tenant_id: str, *acts: Act) -> list[object]:
+    async def in_order(self, tenant_id: str, *acts: Act) -> list[Any]:
         """What they returned, or the code with which each was refused."""
-        results: list[object] = [None] * len(acts)
+        results: list[Any] = [None] * len(acts)
 
         async def run(number: int, act: Act) -> None:
             try:
@@ -198,9 +201,8 @@ async def test_a_tenant_is_changed_while_a_new_person_joins_it(
 ) -> None:
     before = turns.deadlocks()
     installation = registry.installation(ANN)
-    system = "00000000-0000-7000-8000-000000000000"
     await turns.in_order(
-        system,
+        SYSTEM,
         partial(installation.tenants.change, acme.tenant_id, display_name="ACME"),
         partial(
             installation.users.sign_in, issuer=ISSUER, subject="new", claims={"acme": "viewer"}
@@ -229,3 +231,65 @@ async def test_a_device_that_logs_in_by_ssh_while_it_is_shut_out_gets_no_credent
     assert begun is None
     living = [one for one in await acme.credentials.of(device.id) if one.state == "active"]
     assert len(living) == (0 if how == "revoke" else 1)  # the one it was made with
+
+
+def begin_session(registry: Registry, user: User, **more: Any) -> Act:
+    signed_in = SignedIn(
+        user_id=user.id,
+        tenant_id=None,
+        role=None,
+        issuer=ISSUER,
+        provider_session="",
+        tokens=b"",
+    )
+    about = {"idle": 600, "lifetime": 3600, "address": "192.0.2.9", "user_agent": "x"}
+    return partial(registry.installation(ANN).browser_sessions.begin, signed_in, **about, **more)
+
+
+async def test_a_person_who_signs_in_while_being_disabled_has_nothing_when_enabled_again(
+    registry: Registry, acme: TenantRegistry, turns: Turns
+) -> None:
+    before = turns.deadlocks()
+    users = registry.installation(ANN).users
+    bob = await users.sign_in(issuer=ISSUER, subject="bob", claims={"acme": "viewer"})
+    token = partial(acme.access_tokens.add, "t", user_id=bob.id, role="viewer")
+    disable = partial(users.set_enabled, bob.id, False)
+    _, session, added = await turns.in_order(SYSTEM, disable, begin_session(registry, bob), token)
+    assert (session, added) == ("user_disabled", "user_disabled")
+    await users.set_enabled(bob.id, True)
+    assert await registry.installation(ANN).browser_sessions.of_user(bob.id) == []
+    assert (await acme.access_tokens.page(user_id=bob.id)).items == []
+    assert turns.deadlocks() == before
+
+
+async def test_a_token_is_made_while_its_person_signs_in_and_the_provider_says_another_role(
+    registry: Registry, acme: TenantRegistry, turns: Turns
+) -> None:
+    before = turns.deadlocks()
+    users = registry.installation(ANN).users
+    signed_in = partial(users.sign_in, issuer=ISSUER, subject="bob")
+    bob = await signed_in(claims={"acme": "operator"})
+    token = partial(acme.access_tokens.add, "t", user_id=bob.id, role="viewer")
+    again = partial(signed_in, claims={"acme": "viewer"}, name="Bob")
+    made, known = await turns.in_order(acme.tenant_id, token, again)
+    assert isinstance(made, tuple)
+    assert isinstance(known, User)
+    assert known.name == "Bob"
+    assert turns.deadlocks() == before
+
+
+async def test_a_session_is_replaced_while_it_is_ended(
+    registry: Registry, acme: TenantRegistry, turns: Turns
+) -> None:
+    before = turns.deadlocks()
+    bob = await registry.installation(ANN).users.sign_in(issuer=ISSUER, subject="bob")
+    earlier = (await begin_session(registry, bob)()).session
+    begun, _ = await turns.in_order(
+        SYSTEM,
+        begin_session(registry, bob, earlier=earlier),
+        partial(registry.installation(ANN).browser_sessions.end, earlier.id),
+    )
+    assert [
+        one.id for one in await registry.installation(ANN).browser_sessions.of_user(bob.id)
+    ] == [begun.session.id]
+    assert turns.deadlocks() == before

@@ -185,25 +185,25 @@ class SignIn:
                 name=_text(claims, "name") or _text(claims, "preferred_username"),
                 claims=memberships_of(claims, self._oidc),
             )
+            memberships = await self._installation.users.memberships(user.id)
+            tenant_id = _choose(memberships, session.tenant_id if session is not None else None)
+            new = await self._sessions.begin(
+                SignedIn(
+                    user_id=user.id,
+                    tenant_id=tenant_id,
+                    role=_open_roles(memberships).get(tenant_id or ""),
+                    issuer=self.provider.issuer,
+                    provider_session=_text(claims, "sid"),
+                    tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
+                ),
+                idle=self._config.idle,
+                lifetime=self._config.lifetime,
+                address=shown.address,
+                user_agent=shown.user_agent,
+                earlier=session,
+            )
         except RegistryRefused as exc:
             raise Refused(403, exc.code, f"{exc}.") from exc
-        memberships = await self._installation.users.memberships(user.id)
-        tenant_id = _choose(memberships, session.tenant_id if session is not None else None)
-        new = await self._sessions.begin(
-            SignedIn(
-                user_id=user.id,
-                tenant_id=tenant_id,
-                role=_open_roles(memberships).get(tenant_id or ""),
-                issuer=self.provider.issuer,
-                provider_session=_text(claims, "sid"),
-                tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
-            ),
-            idle=self._config.idle,
-            lifetime=self._config.lifetime,
-            address=shown.address,
-            user_agent=shown.user_agent,
-            earlier=session,
-        )
         _log.info("signed in", user=user.id, session=new.session.id)
         fields = [session_cookie(self._cookie(new)), ended_cookie(begun.name)]
         return Landing(begun.return_to, fields, is_new=True)

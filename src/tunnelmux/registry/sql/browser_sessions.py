@@ -20,6 +20,7 @@ from tunnelmux.registry.browser_sessions import (
 from tunnelmux.registry.ids import new_id
 from tunnelmux.registry.people import Role
 from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.people import hold_enabled
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -49,6 +50,11 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         user_agent: str,
         earlier: BrowserSession | None = None,
     ) -> NewBrowserSession:
+        hold_enabled(tx, signed_in.user_id)
+        is_replaced = False
+        if earlier is not None:
+            # Before the audit is written, in the order of `_end`.
+            is_replaced = tx.execute(_B.delete().where(_B.c.id == earlier.id)).rowcount > 0
         new = _insert(
             tx, signed_in, idle, lifetime, address=address[:64], user_agent=user_agent[:255]
         )
@@ -58,7 +64,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
             "user_agent": new.session.user_agent,
         }
         tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
-        if earlier is not None and tx.execute(_B.delete().where(_B.c.id == earlier.id)).rowcount:
+        if earlier is not None and is_replaced:
             tx.announce("browser_session", earlier.id)
         return new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,7 +30,7 @@ from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.tenants import find_tenant
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
-__all__ = ["SqlInvitations", "SqlMembers", "SqlUsers", "role_in"]
+__all__ = ["SqlInvitations", "SqlMembers", "SqlUsers", "hold_enabled", "role_in"]
 
 _U = schema.users
 _M = schema.memberships
@@ -67,35 +67,24 @@ class SqlUsers(Repository, Users):
             sa.select(_U).where(_U.c.issuer == issuer, _U.c.subject == subject)
         ).first()
         if row is None:
-            user_id = self._add(tx, issuer, subject, email, name, last_sign_in=tx.now)
+            user_id = self._add(tx, issuer, subject, email, name)
         elif not row.enabled:
-            raise RegistryRefused(
-                "this user is disabled: ask the administrator of this installation",
-                code="user_disabled",
-            )
+            raise _is_disabled()
         else:
             user_id = row.id
-            tx.execute(
-                _U.update()
-                .where(_U.c.id == user_id)
-                .values(email=email, name=name, last_sign_in=tx.now)
-            )
         if claims is not None:
             self._take_claims(tx, user_id, claims)
         if email:
             self._redeem_by_email(tx, user_id, issuer, email)
+        # Last, since this locks the user, and who locks a tenant as well locks that first.
+        tx.execute(
+            _U.update()
+            .where(_U.c.id == user_id)
+            .values(email=email, name=name, last_sign_in=tx.now)
+        )
         return _find_user(tx, user_id)
 
-    def _add(
-        self,
-        tx: Transaction,
-        issuer: str,
-        subject: str,
-        email: str,
-        name: str,
-        *,
-        last_sign_in: datetime | None = None,
-    ) -> str:
+    def _add(self, tx: Transaction, issuer: str, subject: str, email: str, name: str) -> str:
         user_id = new_id()
         tx.execute(
             _U.insert().values(
@@ -105,7 +94,7 @@ class SqlUsers(Repository, Users):
                 email=email,
                 name=name,
                 created=tx.now,
-                last_sign_in=last_sign_in,
+                last_sign_in=None,
             )
         )
         after = {"issuer": issuer, "subject": subject, "email": email}
@@ -301,6 +290,21 @@ class SqlInvitations(Repository, Invitations):
         if row.used_by is None and not row.revoked:
             tx.update(_I, _I.c.id == invitation_id, revoked=True)
             tx.record("invitation.revoke", "invitation", invitation_id)
+
+
+def hold_enabled(tx: Transaction, user_id: str) -> None:
+    """Keep this user from being disabled until the end of the transaction, which makes a credential
+    of theirs: disabling ends all that there are. Raises RegistryRefused `user_disabled`. A tenant
+    that is locked as well is locked before."""
+    held = sa.select(_U.c.id).where(_U.c.id == user_id, _U.c.enabled.is_(sa.true()))
+    if tx.above().execute(held.with_for_update(read=True)).first() is None:
+        raise _is_disabled()
+
+
+def _is_disabled() -> RegistryRefused:
+    return RegistryRefused(
+        "this user is disabled: ask the administrator of this installation", code="user_disabled"
+    )
 
 
 def role_in(tx: Transaction, user_id: str) -> Role | None:

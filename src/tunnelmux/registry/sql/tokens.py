@@ -15,7 +15,7 @@ from tunnelmux.registry import names
 from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.people import ROLES, Role
 from tunnelmux.registry.sql import paging, schema
-from tunnelmux.registry.sql.people import role_in
+from tunnelmux.registry.sql.people import hold_enabled, role_in
 from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -145,6 +145,7 @@ def add_token(
     held = role_in(tx, user_id)
     if held is None:
         raise NoSuchRecord("member", user_id)
+    hold_enabled(tx, user_id)
     if ROLES.index(role) > ROLES.index(held):
         raise RegistryRefused(
             f"a token cannot have the role {role}: its maker has the role {held}",
