@@ -90,6 +90,39 @@ async def test_no_route_works_without_its_scope(tmp_path: Path) -> None:
             assert status in {403, 422}, (method, route.path, status)
 
 
+async def test_no_cache_keeps_what_a_route_answers(tmp_path: Path) -> None:
+    """Neither a browser's nor a proxy's: answers have tokens, invitations and people in them."""
+    async with live_api(tmp_path) as api:
+        owner = await person(api, "owner")
+        values = {"version": "0" * 12, "name": "app.css"} | await objects_of(api, owner)
+        seen = set()
+        # Signing out ends the token, and so comes last.
+        for method, route in sorted(routes(api), key=lambda one: "/logout" in one[1].path):
+            if method == "WS" or is_endless(route.path):
+                continue
+            path = path_of(route, values)
+            body = _BODIES.get(route.path, _MADE.get(route.path, {}))
+            for token in (owner.token, ""):
+                answer = await api.call(method, path, token, json=body)
+                kept = "no-cache" if path == "/api/openapi.json" else "no-store"
+                about = (method, path, answer.status_code)
+                assert answer.headers["cache-control"] == kept, about
+                seen.add(answer.status_code)
+        assert {200, 201, 303, 401, 404, 422} <= seen
+
+
+def is_endless(path: str) -> bool:
+    """Whether the answer ends only when the caller leaves."""
+    return path.endswith("/events") or "/requests" in path
+
+
+_MADE: dict[str, Any] = {
+    "/api/invitations": {"email": "new@example.com", "role": "viewer"},
+    "/api/devices": {"name": "made"},
+    "/api/access-tokens": {"name": "made", "role": "viewer"},
+    "/api/pairings": {},
+}
+
 _BODIES: dict[str, Any] = {
     "/api/tenants/{tenant_id}": {"display_name": "taken over", "enabled": False},
     "/api/pairings/{pairing_id}/approve": {"name": "taken-over"},

@@ -34,7 +34,7 @@ class EventStream(Response):
     def __init__(
         self, write: Callable[[Say], Awaitable[None]], over: Callable[[], None] = lambda: None
     ) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(headers={"x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._write = write
         self._over = over

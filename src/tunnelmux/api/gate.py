@@ -230,6 +230,7 @@ class _Exchange:
         self._send = send
         self._limits = limits
         self._most = limits.max_body
+        self._is_devices = _GOES_TO_DEVICE.match(scope["path"]) is not None
         self._left = None if streams else self._most
         self._whole: Message | None = None  # the body, once `collect` has read it
         self._more = scope["type"] == "http" and bool(
@@ -304,14 +305,18 @@ class _Exchange:
                 turn.give_back()
         await self._pass_on(message)
 
-    def _with_cookie(self, message: Message) -> Message:
-        """The start of an answer with the session's new cookie, unless the route has set one."""
+    def _head(self, message: Message) -> Message:
+        """The start of an answer: with the session's new cookie, unless the route has set one, and
+        for no cache, unless the route says otherwise. What a device answers is the device's own."""
+        headers = MutableHeaders(scope=message)
+        if not self._is_devices:
+            headers.setdefault("cache-control", "no-store")
         cookie = self._scope["state"].get("new_cookie")
-        if message["type"] == "http.response.start" and cookie is not None:
-            headers = MutableHeaders(scope=message)
-            if not any(is_session_cookie(value) for value in headers.getlist("set-cookie")):
-                headers.append("set-cookie", session_cookie(cookie))
-                headers["cache-control"] = "no-store"
+        if cookie is not None and not any(
+            is_session_cookie(value) for value in headers.getlist("set-cookie")
+        ):
+            headers.append("set-cookie", session_cookie(cookie))
+            headers["cache-control"] = "no-store"
         return message
 
     async def _pass_on(self, message: Message) -> None:
@@ -324,7 +329,8 @@ class _Exchange:
         elif message["type"] == "websocket.close":
             await self._send_last(message)
         else:
-            await self._send(self._with_cookie(message))
+            is_head = message["type"].endswith("http.response.start")
+            await self._send(self._head(message) if is_head else message)
 
     async def _end_answer(self, message: Message) -> None:
         """Send the last message of an answer. With it the server tells the application that the
@@ -399,7 +405,7 @@ def _not_signed_in(scope: Scope) -> Response:
         page = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
         back = page if len(page) <= _LONGEST_PAGE else "/"
         there = f"/api/auth/login?return_to={quote(back, safe='')}"
-        return RedirectResponse(there, 303, {"cache-control": "no-store"})
+        return RedirectResponse(there, 303)
     detail = "Sign in at /api/auth/login, or send an access token as Authorization: Bearer."
     return problem_response(
         401, "not_signed_in", detail, headers={"www-authenticate": 'Bearer realm="tunnelmux"'}

@@ -101,6 +101,7 @@ def problem_response(
     return JSONResponse(
         document.model_dump(exclude_none=True),
         status,
+        # Here, since the gate leaves what comes from a device's service as it is.
         {"cache-control": "no-store", **(headers or {})},
         MEDIA_TYPE,
     )

@@ -13,7 +13,6 @@ from tunnelmux.console.assets import Assets
 __all__ = ["PAGE_HEADERS", "Pages"]
 
 PAGE_HEADERS: Mapping[str, str] = {
-    "cache-control": "no-store",  # after signing out, "back" leads to no page of before
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types tunnelmux",

@@ -26,8 +26,6 @@ from tunnelmux.api.records import Input, RecordId
 
 router = APIRouter(prefix="/api/auth", route_class=AccessRoute, tags=["signing in"])
 
-_NEVER_CACHED = {"cache-control": "no-store"}
-
 
 class TenantMembership(BaseModel):
     """A tenant that the person is a member of."""
@@ -145,7 +143,7 @@ async def backchannel_logout(
 ) -> Response:
     """The provider reports that a session has ended (Back-Channel Logout 1.0)."""
     ended = await api.sign_in.end_for_provider(logout_token)
-    return JSONResponse({"ended": ended}, headers=_NEVER_CACHED)
+    return JSONResponse({"ended": ended})
 
 
 def set_session_cookie(response: Response, value: str) -> None:
@@ -163,7 +161,7 @@ def _shown(request: Request) -> Shown:
 
 
 def _land(landing: Landing) -> Response:
-    response = RedirectResponse(landing.url, 303, _NEVER_CACHED)
+    response = RedirectResponse(landing.url, 303)
     for field in landing.set_cookies:
         response.headers.append("set-cookie", field)
     return response

@@ -86,7 +86,7 @@ async def make_code(
     me = await frame_of(request, api, principal)
     made = await pairing.make_code(api, principal, pairing.NewCode(name=name.strip()))
     picture = segno.make(made.command, error="m").svg_inline(scale=4, border=3, omitsize=True)
-    response = show(
+    return show(
         "pair",
         "/pair",
         me,
@@ -97,8 +97,6 @@ async def make_code(
         qr=Markup(picture),  # noqa: S704  segno draws it, and writes no text into it
         keys=await _good_keys(api, principal),
     )
-    response.headers["cache-control"] = "no-store"
-    return response
 
 
 @router.get("/invitation")

@@ -86,7 +86,6 @@ async def add_device_key(
     operator has approved, the `token` of an earlier answer, or an operator's identity. The status
     is 202 while an operator has to approve it: then send the same again with `secret`."""
     parse_public_key(new.key)  # before the proof, which may work only once
-    response.headers["cache-control"] = "no-store"
     found = await _proven(request, api, principal, serial, new)
     if isinstance(found, Waiting):
         response.status_code = 202

@@ -282,7 +282,6 @@ async def revoke_install_key(
 @joining.post("/exchange")
 async def exchange_code(
     request: Request,
-    response: Response,
     api: ApiDependency,
     _principal: MaybeSignedIn,
     joining_device: JoinByCode,
@@ -296,14 +295,12 @@ async def exchange_code(
             serial=joining_device.serial,
             agent_version=joining_device.agent_version,
         )
-    response.headers["cache-control"] = "no-store"
     return _joined(api, arrival)
 
 
 @joining.post("/requests", status_code=201)
 async def request_joining(
     request: Request,
-    response: Response,
     api: ApiDependency,
     _principal: MaybeSignedIn,
     joining_device: JoinRequest,
@@ -313,7 +310,6 @@ async def request_joining(
         pairing, code, secret = await api.registry.joining.request(
             address=_address(request), **joining_device.model_dump()
         )
-    response.headers["cache-control"] = "no-store"
     lifetime = (pairing.expires - pairing.created).total_seconds()
     return Waiting(
         code=code.reveal(),
@@ -330,7 +326,6 @@ async def poll_request(
     """The state of a request: 202 while it waits; once approved, the credential, only once."""
     with codes_refused():
         result = await api.registry.joining.poll(Secret(known.secret))
-    response.headers["cache-control"] = "no-store"
     if isinstance(result, Arrival):
         return _joined(api, result)
     response.status_code = 202
@@ -352,7 +347,6 @@ async def install(
         result = await api.registry.joining.install(
             Secret(joining_device.key), address=_address(request), **said
         )
-    response.headers["cache-control"] = "no-store"
     if isinstance(result, Arrival):
         return _joined(api, result)
     pairing, secret = result

@@ -33,7 +33,6 @@ _NOT_FOR_TERMINALS = frozenset({"tenant", "members", "tokens", "audit"})
 _TOO_MANY = frozenset({"too_many_guesses", "too_many_requests"})
 
 _HEADERS = {
-    "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "referrer-policy": "no-referrer",
@@ -113,12 +112,11 @@ async def ask(
 async def poll(api: ApiDependency, _principal: MaybeSignedIn, polling: TerminalPolls) -> Response:
     """The state of the request: 202 while it waits, then the access token, or why there is none."""
     waiting = await api.registry.terminals.poll(Secret(polling.device_code))
-    never = {"cache-control": "no-store"}
     if waiting.state == "open":
-        return JSONResponse(TerminalPending().model_dump(), 202, never)
+        return JSONResponse(TerminalPending().model_dump(), 202)
     # Since the approval, the secret that it polls with is its token.
     signed_in = TerminalSignedIn(access_token=polling.device_code)
-    return JSONResponse(signed_in.model_dump(), 200, never)
+    return JSONResponse(signed_in.model_dump())
 
 
 Code = Annotated[str, Field(max_length=64)]
@@ -179,9 +177,7 @@ async def decide(
 
 def _to_sign_in(code: str) -> Response:
     back = "/terminal" + (f"?{urlencode({'code': code})}" if code else "")
-    return RedirectResponse(
-        f"/api/auth/login?return_to={quote(back, safe='')}", 303, {"cache-control": "no-store"}
-    )
+    return RedirectResponse(f"/api/auth/login?return_to={quote(back, safe='')}", 303)
 
 
 def _refusal_of(principal: Principal) -> str | None:

@@ -249,7 +249,7 @@ async def keys(api: ApiDependency, _principal: MaybeSignedIn) -> KeySet:
     )
 
 
-_HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+_HEADERS = {"referrer-policy": "no-referrer"}
 
 
 async def _set(
