@@ -16,6 +16,7 @@ class Channel:
         self.written = b""
         self.signals: list[str] = []
         self.ends: list[object] = []
+        self.texts: list[bytes] = []
         self._send_buf = [b"what the person has not read"]
 
     def is_closing(self) -> bool:
@@ -40,6 +41,7 @@ class Channel:
     ) -> None:
         if not self.is_closing():
             self.signals.append(reason)
+            self.texts = [text.encode() for text in (signal, reason, language)]
 
 
 class Owner:
@@ -116,3 +118,22 @@ def test_the_words_of_a_devices_last_signal_are_made_harmless_too() -> None:
     session.connection_made(channel)
     session.device_over(None, ("TERM", False, "\x1b[2Jbye", ""))
     assert channel.signals == ["�[2Jbye"]
+
+
+def test_the_words_of_a_device_are_few_enough_for_one_packet() -> None:
+    for end in (
+        ("TERM", False, "\x01" * 250_000, ""),
+        ("\x1b" * 250_000, False, "", ""),
+        ("TERM", False, "", "\x01" * 250_000),
+    ):
+        session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
+        channel = Channel()
+        session.connection_made(channel)
+        session.device_over(None, end)
+        assert sum(map(len, channel.texts)) < 4000
+    for say in ("tell", "cut"):
+        session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
+        channel = Channel()
+        session.connection_made(channel)
+        getattr(session, say)("the device says: " + "\x01" * 250_000)
+        assert len(channel.written) + sum(map(len, channel.texts)) < 8000

@@ -38,6 +38,7 @@ from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
+from tunnelmux.printable import said
 from tunnelmux.registry import (
     Actor,
     Change,
@@ -500,7 +501,7 @@ class Listener:
                     running.abort()
                     await running.wait_closed()
         except (OSError, asyncssh.Error, TimeoutError, ValueError) as exc:
-            _log.debug("ssh connection failed", address=host, problem=str(exc))
+            _log.debug("ssh connection failed", address=host, problem=said(str(exc)))
         except Exception as exc:  # noqa: BLE001  one connection's failure is its own
             _log.error("unhandled error in connection", address=host, exc_info=exc)
 

@@ -19,7 +19,7 @@ from tunnelmux.errors import DeviceUnreachable
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.http import ConnectFailed, PeerGone, open_connect
 from tunnelmux.limits import IngressLimits
-from tunnelmux.printable import printable
+from tunnelmux.printable import said
 from tunnelmux.relay import relay
 from tunnelmux.transports.tcp import reset_socket, take_socket
 from tunnelmux.wire import LEASE_FIELD
@@ -103,7 +103,7 @@ class Devices:
                     raise
                 return self._socket(connection)
         except (DeviceUnreachable, ConnectFailed, PeerGone) as exc:
-            raise DeviceAway(printable(str(exc))) from exc
+            raise DeviceAway(said(str(exc))) from exc
         except trio.TooSlowError as exc:
             raise DeviceAway(f"no connection within {self._timeout:g} s") from exc
 

@@ -22,7 +22,7 @@ from tunnelmux.gateway.recording import Recording, RecordingStopped
 from tunnelmux.gateway.side_channels import WINDOW, X11Request
 from tunnelmux.gateway.upstream import SshdRefused
 from tunnelmux.observability import get_logger
-from tunnelmux.printable import printable
+from tunnelmux.printable import said
 from tunnelmux.ssh.session_channel import discard_unsent
 
 __all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
@@ -377,7 +377,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         may have words of a device in it, which must not look like more lines of the gateway's."""
         if self._may_write:
             end = "\r\n" if self.request.has_terminal else "\n"
-            line = f"tunnelmux: {printable(sentence)}{end}".encode()
+            line = f"tunnelmux: {said(sentence)}{end}".encode()
             if self.request.has_terminal:
                 self._channel.write(b"\r\n" + line)
             else:
@@ -391,7 +391,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self.end_reason = self.end_reason or reason
         discard_unsent(self._channel)
         self.tell(reason)
-        self._channel.exit_with_signal("HUP", False, printable(reason))
+        self._channel.exit_with_signal("HUP", False, said(reason))
         if self._other is not None:
             self._other.channel.abort()
         if self.opened is not None:
@@ -477,7 +477,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             return
         if signal is not None:
             name, dumped_core, message, language = signal
-            self._channel.exit_with_signal(name, dumped_core, printable(message), language)
+            texts = said(message), said(language)
+            self._channel.exit_with_signal(said(name), dumped_core, *texts)
         elif status is not None:
             self._channel.exit(status)
         else:

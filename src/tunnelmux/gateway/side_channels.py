@@ -19,6 +19,8 @@ from typing import Any
 
 import asyncssh
 
+from tunnelmux.printable import said
+
 __all__ = ["WINDOW", "PersonAgent", "SideChannel", "X11Request", "carry_back", "take_requests"]
 
 WINDOW = 512 * 1024
@@ -218,7 +220,7 @@ def carry_back(
         return
 
     def x11_opened(packet: Any) -> tuple[Any, Any]:
-        host = packet.get_string().decode("utf-8", "replace")
+        host = said(packet.get_string().decode("utf-8", "replace"))
         port = packet.get_uint32()
         packet.check_end()
         here, there = device.create_x11_channel(WINDOW), person.create_x11_channel(WINDOW)

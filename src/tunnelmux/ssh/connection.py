@@ -492,7 +492,7 @@ def explain_failure(exc: Exception, key: LoginKey, request: CommandRequest) -> S
         case asyncssh.HostKeyNotVerifiable():
             return SshFailure("host-key-unknown", f"the host key of {key}: {exc}")
         case asyncssh.ChannelOpenError():
-            return SshFailure("failed", f"{key} did not run the command: {exc.reason}")
+            return SshFailure("failed", f"{key} did not run the command: {_words(exc)}")
         case asyncssh.ConnectionLost() | OSError():
             return SshFailure("failed", f"{key} closed the connection: {_words(exc)}")
         case _:

@@ -11,6 +11,7 @@ from typing import Any
 import asyncssh
 import trio
 
+from tunnelmux.printable import said
 from tunnelmux.ssh.bridge import Bridge, open_bridge
 from tunnelmux.ssh.failure import SshFailure
 from tunnelmux.ssh.gathering import Way
@@ -85,7 +86,11 @@ class Shell:
         session = self._session
         if session.status is not None:
             return "the shell ended" + (f" with {session.status}" if session.status else "")
-        return f"the connection ended: {session.lost}" if session.lost else "the shell ended"
+        return (
+            f"the connection ended: {said(str(session.lost))}"
+            if session.lost
+            else "the shell ended"
+        )
 
 
 class _Session(asyncssh.SSHClientSession[bytes]):
@@ -136,7 +141,7 @@ class _Client(asyncssh.SSHClient):
         """The server's message when it refuses the login."""
 
     def auth_banner_received(self, msg: str, _lang: str) -> None:
-        self.said = self.said or msg
+        self.said = self.said or said(msg)
 
     def kbdint_auth_requested(self) -> str:
         return ""
@@ -144,7 +149,7 @@ class _Client(asyncssh.SSHClient):
     def kbdint_challenge_received(
         self, _name: str, instructions: str, _lang: str, prompts: Any
     ) -> list[str] | None:
-        self.said = instructions
+        self.said = said(instructions)
         return [] if not prompts else None
 
 
@@ -255,6 +260,8 @@ def _explain(exc: Exception, client: _Client) -> SshFailure:
         )
         return SshFailure("failed", message)
     if isinstance(exc, asyncssh.PermissionDenied):
-        said = client.said.removeprefix("tunnelmux: ")
-        return SshFailure("auth-failed", said or "the SSH gateway refused this ticket")
-    return SshFailure("failed", str(exc).removeprefix("tunnelmux: ") or "the SSH gateway hung up")
+        reason = client.said.removeprefix("tunnelmux: ")
+        return SshFailure("auth-failed", reason or "the SSH gateway refused this ticket")
+    return SshFailure(
+        "failed", said(str(exc)).removeprefix("tunnelmux: ") or "the SSH gateway hung up"
+    )
