@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,74 @@ def test_a_tenant_that_reaches_its_bound_stops_and_another_goes_on(tmp_path: Pat
         assert len(stops) == 1
 
     asyncio.run(main())
+
+
+@contextmanager
+def files_of(most: int) -> Iterator[None]:
+    """No file of this process may grow beyond `most` bytes: its disk takes a part of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_whose_disk_is_full_ends_with_the_last_event_that_counts(tmp_path: Path) -> None:
+    stops: list[str] = []
+
+    async def main() -> Recording:
+        recording = new_recording(RecordingSpace(tmp_path, 1 << 30, 0), "a", "1", stops)
+        recording.begin(80, 24, "xterm")
+        recording.output(b"first")
+        written = asyncio.Event()
+        recording.when_written(written.set)
+        await written.wait()
+        with files_of(10_000):
+            recording.output(b"x" * 20_000)
+            written.clear()
+            recording.when_written(written.set)
+            await written.wait()
+        await recording.close({"ended": "now"})
+        return recording
+
+    recording = asyncio.run(main())
+    assert stops == ["its disk cannot take it (File too large)"]
+    data = recording.path.read_bytes()
+    assert [json.loads(line)[2] for line in data.splitlines()[1:]] == ["first"]
+    about = json.loads(recording.path.with_suffix(".json").read_text())
+    assert (about["bytes"], about["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (recording.size, recording.sha256) == (about["bytes"], about["sha256"])
+
+
+def test_a_recording_that_is_refused_leaves_no_files_and_takes_no_space(tmp_path: Path) -> None:
+    space = RecordingSpace(tmp_path, 10 * _BLOCK, 0)
+
+    async def main() -> None:
+        for size in (0, 50, 500):  # with nothing, a part of the header, a part of the `.json` file
+            refused = new_recording(space, "a", "1", [])
+            refused.about["command"] = "x" * 1000
+            with files_of(size), pytest.raises(RecordingStopped, match="File too large"):
+                refused.begin(80, 24, "xterm")
+            assert not list(refused.path.parent.iterdir())
+        for _ in range(10):  # which would be more than the tenant may have
+            recording = new_recording(space, "a", "2", [])
+            recording.begin(80, 24, "xterm")
+            recording.output(b"x")
+            await recording.discard()
+            assert not list(recording.path.parent.iterdir())
+
+    asyncio.run(main())
+
+
+def test_a_draft_that_a_crash_has_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    left = tmp_path / "a" / "2026-11-28" / "1.json.new"
+    left.parent.mkdir(parents=True)
+    left.write_text("{")
+    assert remove_old(tmp_path, 3600).removed == 0
+    os.utime(left, (1000, 1000))
+    assert remove_old(tmp_path, 3600).removed == 1
+    assert not left.exists()
 
 
 def test_a_recording_that_goes_on_is_not_removed_however_old_its_files_are(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Gateway:
         try:
             await connection.lane.in_trio(self._recordings_of(access).begin, recorded)
         except (RegistryError, NoSuchRecord) as exc:
-            await recording.close({"ended": format_time(datetime.now(UTC))})
+            await recording.discard()
             raise RecordingStopped("no recording can be listed now: try again") from exc
         return recording
 

@@ -109,14 +109,39 @@ class Recording:
             problem = self.space.begin(self._tenant, self._least())
             if problem:
                 raise RecordingStopped(f"no recording can be made: {problem}")
-            self._file = self._new_file(self.path)
-            keep_open(self._file.fileno())
-            self._index = self._new_file(self.path.with_suffix(".index"))
-            self._write(json.dumps(header).encode("utf-8") + b"\n", [])
-            self._taken = self._size
-            self._write_about({})
+            try:
+                self._make_files(json.dumps(header).encode("utf-8") + b"\n")
+            except OSError:
+                self._remove()
+                raise
         except OSError as exc:
             raise RecordingStopped(f"no recording can be made ({exc.strerror})") from exc
+
+    def _make_files(self, header: bytes) -> None:
+        self._file = self._new_file(self.path)
+        keep_open(self._file.fileno())
+        self._index = self._new_file(self.path.with_suffix(".index"))
+        self._write(header, [])
+        self._taken = self._size
+        self._write_about({})
+
+    def _remove(self) -> None:
+        """Undo what `begin` did."""
+        for file in (self._file, self._index):
+            if file is not None:
+                file.close()
+        self._file = self._index = None
+        for suffix in (".cast", ".index", ".json"):
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
+        self.space.give_back(self._tenant, self._least())
+
+    async def discard(self) -> None:
+        """End it without a trace: its session never began."""
+        self._is_closed = True
+        self._write_now()
+        if self._writer is not None:
+            await self._writer
+        await asyncio.to_thread(self._remove)
 
     def output(self, data: bytes) -> bool:
         """Record output that the person is about to see. False: wait for `on_room` with more."""
@@ -243,7 +268,13 @@ class Recording:
         return IndexPoint(self._seconds, self._played, offset, *self._window)
 
     def _write(self, data: bytes, points: list[IndexPoint]) -> None:
-        _write_all(self._file, data)
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            # A part may be there: the file is what is counted, and ends with a whole event.
+            os.ftruncate(self._file.fileno(), self._size)
+            self._file.seek(self._size)
+            raise
         self._digest.update(data)
         self._size += len(data)
         # Behind the events, so that a reader finds all that a point promises.
@@ -276,9 +307,13 @@ class Recording:
             about["incomplete"] = self._problem
         path = self.path.with_suffix(".json")
         draft = path.with_suffix(".json.new")
-        draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-        draft.chmod(self._mode)
-        draft.replace(path)
+        try:
+            draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+            draft.chmod(self._mode)
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def _possible(side: int) -> int:

@@ -30,6 +30,9 @@ _NEARLY = 0.8
 
 _SUFFIXES = (".cast", ".index", ".json")
 
+_DRAFT = ".new"
+# The suffix of a `.json` file that is being written; one that is old was left by a crash.
+
 
 def on_disk(size: int) -> int:
     """The bytes that a file of this size takes on most disks."""
@@ -80,8 +83,9 @@ def remove_old(folder: Path, keep: float) -> Tidied:
             about = file.stat()
             if file.is_dir():
                 continue
-            is_old = file.suffix in _SUFFIXES and about.st_mtime < oldest
-            if is_old and _may_go(file, oldest):
+            is_old = about.st_mtime < oldest
+            is_ours = file.suffix in _SUFFIXES and is_old and _may_go(file, oldest)
+            if is_ours or (file.suffix == _DRAFT and is_old):
                 file.unlink(missing_ok=True)
                 removed += 1
                 continue
@@ -128,6 +132,11 @@ class RecordingSpace:
                 "(recording.min_free): its operator can remove something there"
             )
         return self.take(tenant, size)
+
+    def give_back(self, tenant: str, size: int) -> None:
+        """What `begin` took is not needed."""
+        self._taken[tenant] -= size
+        self._since[tenant] -= size
 
     def count(self) -> None:
         """The files are counted from now on."""
