@@ -164,13 +164,15 @@ class IngressLimits:
 
     max_visitors: int = 10_000
     """Connections at once per ingress listener; one more takes the place of an idle one, of the
-    address that has most of those, or gets 503. About the memory of a small server at 100 KiB each,
-    and under the file descriptors a service usually gets."""
+    address that has most of those, or gets 503, on a TCP port a reset. All TCP ports together have
+    a quarter of the files that the process may open. About the memory of a small server at 100 KiB
+    each, and under the file descriptors a service usually gets."""
 
     max_visitors_per_address: int = 5000
-    """Of those, how many one address (of IPv6, one /64) may have; one more takes the place of an
-    idle one, or gets 503. Half of them: no single address keeps the others out, and a large office
-    behind one is let in. trusted_proxies are exempt."""
+    """Of those, how many one address (of IPv6, one /64) may have, and on all TCP ports together;
+    one more takes the place of an idle one, or gets 503, on a TCP port a reset. Half of them: no
+    single address keeps the others out, and a large office behind one is let in. trusted_proxies
+    are exempt on HTTP listeners."""
 
     handshake_timeout: float = 10.0
     """From accepting an agent's connection to the end of its WebSocket handshake, TLS included.

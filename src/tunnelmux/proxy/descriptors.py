@@ -23,12 +23,13 @@ def within_descriptors(config: ProxyConfig) -> ProxyConfig:
     """The configuration with limits of connections that no stranger can use up all descriptors
     by: where these are gone, no connection is accepted, and so no idle one gives way."""
     files, limits = files_allowed(), config.limits
+    share = 4 if config.ingress.tcp else 2  # one half for visitors, of all TCP ports as of HTTP
     lowered = msgspec.structs.replace(
         limits,
         ingress=_lowered(
             limits.ingress,
-            max_visitors=files // 2,
-            max_visitors_per_address=files // 4,
+            max_visitors=files // share,
+            max_visitors_per_address=files // (2 * share),
             max_waiting_handshakes=files // 4,
             max_handshakes=files // 16,
         ),

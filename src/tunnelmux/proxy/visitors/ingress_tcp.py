@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tunnelmux.descriptors import files_allowed
 from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
 from tunnelmux.http.connect import CONNECT_ANSWER, ConnectStream, connect_head
 from tunnelmux.http.refusal import REASONS, Refusal, Refused
@@ -59,6 +60,7 @@ class TcpIngressServer:
         self.visits = visits if visits is not None else VisitRegister()
         self._router = Router(store, devices, groups)
         self._limits = IngressLimits()
+        self._most_in_all = _in_all()
         self._visitors: Counter[tuple[str, str]] = Counter()
         self._on_device: Counter[tuple[str, str]] = Counter()
         self._hand_over: HandsOver | None = None
@@ -68,6 +70,7 @@ class TcpIngressServer:
     def configure(self, limits: IngressLimits) -> None:
         """Use these limits for new connections."""
         self._limits = limits
+        self._most_in_all = _in_all()
         self._router.reserved_streams = limits.reserved_streams
 
     def hand_over_by(self, hand_over: HandsOver) -> None:
@@ -111,7 +114,7 @@ class TcpIngressServer:
             way = there.way_now() if there is not None else None
         if (
             way is None
-            or self._visitors[device, service] >= limits.max_visitors
+            or self._full(device, service, remote) is not None
             or self._on_device[device, service] >= limits.max_streams_per_port
             or self._is_crowded(device, remote)
         ):
@@ -129,11 +132,11 @@ class TcpIngressServer:
 
         `remote` is the visitor's address as `host:port`.
         """
-        limits, log = self._limits, _log.bind(device=device, service=service, visitor=remote)
-        if self._visitors[device, service] >= limits.max_visitors:
+        log = _log.bind(device=device, service=service, visitor=remote)
+        if (limit := self._full(device, service, remote)) is not None:
             self.visits.figures.relays["refused"] += 1
             if self.visits.lines.relay.may_write(source_of(remote)):
-                log.warning("relay refused", reason="too-many-visitors", limit=limits.max_visitors)
+                log.warning("relay refused", reason="too-many-visitors", limit=limit)
             await abort(stream)
             return
         visit = Visit(self.visits, "tcp", device=device, service=service, visitor=remote)
@@ -269,6 +272,17 @@ class TcpIngressServer:
         finally:
             self.write(visit, problem, reason)
 
+    def _full(self, device: str, service: str, remote: str) -> int | None:
+        """The limit that keeps one more visitor of this address out, or None."""
+        limits, visits = self._limits, self.visits
+        if self._visitors[device, service] >= limits.max_visitors:
+            return limits.max_visitors
+        if visits.of_way("tcp") >= self._most_in_all:
+            return self._most_in_all
+        if visits.of_address("tcp", remote) >= limits.max_visitors_per_address:
+            return limits.max_visitors_per_address
+        return None
+
     def _is_crowded(self, device: str, remote: str) -> bool:
         most = self._limits.max_streams_per_visitor
         return self.visits.crowd(device, remote, most) >= most
@@ -340,6 +354,12 @@ class TcpIngressServer:
         self._visitors[port] -= 1
         if not self._visitors[port]:
             del self._visitors[port]
+
+
+def _in_all() -> int:
+    """Connections on all TCP ports together: with any number of ports, visitors leave files for
+    others."""
+    return max(files_allowed() // 4, 1)
 
 
 class _RelayedVisit(Visit):
