@@ -153,3 +153,20 @@ def test_what_is_no_sftp_does_no_harm() -> None:
     session.operations.from_device(b"\0\0\0\x02\x65\0" + b"\xff" * 5000)
     session.operations.end()
     assert session.noted == []
+
+
+def test_handles_are_as_long_as_the_protocol_allows() -> None:
+    session = Session()
+    session.open(b"/a", 1, b"h" * 256)
+    session.done(4, text(b"h" * 256))
+    assert session.lines == ["read /a"]
+    with pytest.raises(TooManyRequests, match="a handle of over 256 bytes"):
+        session.open(b"/a", 1, b"h" * 257)
+
+
+def test_what_a_person_says_of_handles_is_kept_in_part() -> None:
+    session = Session()
+    for kind in (4, 5, 6):
+        session.ask(kind, text(b"h" * 16_000) + bytes(20))
+    kept = [asked for queue in session.operations._asked.values() for asked in queue]
+    assert [len(asked.handle) for asked in kept] == [257] * 3

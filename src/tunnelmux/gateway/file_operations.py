@@ -22,6 +22,9 @@ MOST_OPEN = 4096
 """Unanswered requests, and open files, of one session. OpenSSH's client has 64 requests under way,
 and its server opens some 1000 files."""
 
+_LONGEST_HANDLE = 256
+# Bytes of a handle (section 6.3): those of all open files are kept.
+
 _OPEN, _CLOSE, _READ, _WRITE = 3, 4, 5, 6
 _SETSTAT, _FSETSTAT, _OPENDIR = 9, 10, 11
 _REMOVE, _MKDIR, _RMDIR, _RENAME, _SYMLINK = 13, 14, 15, 18, 20
@@ -160,9 +163,9 @@ class FileOperations:
         if kind == _OPENDIR:
             return _Asked(kind, "list", body.path())
         if kind in (_CLOSE, _READ):
-            return _Asked(kind, handle=body.string())
+            return _Asked(kind, handle=body.handle())
         if kind == _WRITE:
-            handle = body.string()
+            handle = body.handle()
             body.take(8)  # the offset
             return _Asked(kind, handle=handle, size=body.number())
         if kind == _FSETSTAT:
@@ -198,7 +201,10 @@ class FileOperations:
         problem = _problem(body) if kind == _STATUS else ""
         if asked.kind in (_OPEN, _OPENDIR):
             if kind == _HANDLE:
-                self._files[body.string()] = _OpenFile(asked.what, asked.path)
+                handle = body.string()
+                if len(handle) > _LONGEST_HANDLE:
+                    raise TooManyRequests(f"sftp has a handle of over {_LONGEST_HANDLE} bytes")
+                self._files[handle] = _OpenFile(asked.what, asked.path)
                 if len(self._files) > MOST_OPEN:
                     raise TooManyRequests(f"sftp has {MOST_OPEN} open files")
                 return
@@ -276,6 +282,10 @@ class _Fields:
 
     def string(self) -> bytes:
         return self.take(self.number())
+
+    def handle(self) -> bytes:
+        """One that is too long is none of an open file."""
+        return self.string()[: _LONGEST_HANDLE + 1]
 
     def path(self) -> str:
         return _readable(self.string())

@@ -22,6 +22,7 @@ from tunnelmux.commands import (
 )
 from tunnelmux.ssh.bridge import Bridge
 from tunnelmux.ssh.channel import Channel
+from tunnelmux.ssh.channel_data import Pieces
 
 __all__ = ["Run"]
 
@@ -64,7 +65,9 @@ class Run:
         self._limit = limit
         self._counted: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         self._truncated: list[StreamName] = []
-        self._events: deque[Event] = deque()
+        self._before: deque[Event] = deque()
+        self._output = Pieces()
+        self._after: deque[Event] = deque()
         self._waiting = 0
         self._end: Exited | None = None
         self._ended = False
@@ -80,7 +83,7 @@ class Run:
         """The next event. Cancelling the wait loses nothing."""
         if self._ended:
             raise StopAsyncIteration
-        while not self._events:
+        while not (self._before or self._output or self._after):
             self._something = trio.Event()
             await self._something.wait()  # no deadline here: the command has one
         event = self._take()
@@ -94,24 +97,23 @@ class Run:
         self.scope.cancel(reason="the command is no longer wanted")
 
     def _take(self) -> Event:
-        event = self._events.popleft()
-        if not isinstance(event, Output):
-            return event
-        pieces, size = [event.data], len(event.data)
-        while self._events:
-            following = self._events[0]
-            if not isinstance(following, Output) or following.stream != event.stream:
+        if self._before:
+            return self._before.popleft()
+        if not self._output:
+            return self._after.popleft()
+        data, stream = self._output.pop()
+        pieces, size = [data], len(data)
+        while self._output:
+            following, its_stream = self._output[0]
+            if its_stream != stream or size + len(following) > LARGEST_PIECE:
                 break
-            if size + len(following.data) > LARGEST_PIECE:
-                break
-            self._events.popleft()
-            pieces.append(following.data)
-            size += len(following.data)
+            pieces.append(self._output.pop()[0])
+            size += len(following)
         self._waiting -= size
         if self._waiting <= UNREAD // 2 and self.channel is not None and self.channel.paused:
             with self._bridge.entered():
                 self.channel.resume()
-        return event if len(pieces) == 1 else Output(event.stream, b"".join(pieces))
+        return Output(stream, data if len(pieces) == 1 else b"".join(pieces))
 
     # -- the command's side -----------------------------------------------------------------
 
@@ -124,10 +126,14 @@ class Run:
         """Report that the server runs the command, unless its output has shown that before."""
         if not self._is_started:
             self._is_started = True
-            self._put(Started(self.request.command_id, time.time(), self._tell_use()))
+            self._before.append(Started(self.request.command_id, time.time(), self._tell_use()))
+            self._something.set()
 
     def deliver(self, stream: StreamName, data: bytes) -> bool:
-        """Take output; returns whether more may come at once."""
+        """Take output; returns whether more may come at once. Many small pieces of both streams in
+        turn are joined, a little out of their order."""
+        if self._end is not None:
+            return True  # what comes after the end has no reader
         self.report_started()
         room = self._limit - self._counted[stream]
         self._counted[stream] += len(data)
@@ -137,7 +143,8 @@ class Run:
             data = data[: max(room, 0)]
         if data:
             self._waiting += len(data)
-            self._put(Output(stream, data))
+            self._output.append((data, stream))
+            self._something.set()
         return self._waiting < UNREAD
 
     def finish(self, end: Exited) -> None:
@@ -153,16 +160,12 @@ class Run:
             end.message,
             self._tell_use(),
         )
-        for stream in self._truncated:
-            self._put(Truncated(stream, self._limit))
-        self._put(self._end)
+        self._after.extend(Truncated(stream, self._limit) for stream in self._truncated)
+        self._after.append(self._end)
+        self._something.set()
         self.over.set()
 
     def _tell_use(self) -> SshUse:
         use = replace(self._pool_now(), came_by=self.came_by, seconds=self.connect_seconds)
         self.came_by = self.connect_seconds = None
         return use
-
-    def _put(self, event: Event) -> None:
-        self._events.append(event)
-        self._something.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import asyncssh
 import trio
 
 from tunnelmux.printable import said
+from tunnelmux.ssh.back_pressure import BackPressure
 from tunnelmux.ssh.bridge import Bridge, open_bridge
 from tunnelmux.ssh.failure import SshFailure
 from tunnelmux.ssh.gathering import Way
@@ -21,6 +23,9 @@ __all__ = ["Shell", "ShellLogin", "open_shell", "read_host_key"]
 
 _WINDOW = 65_536
 # Bytes the server may send before we have taken them: the memory that a stopped terminal holds.
+
+_UNSENT = 1024 * 1024
+# Bytes of typed input that the server may leave unread: the window that our gateway gives, twice.
 
 _CLOSE_TIME = 2.0
 # Seconds for a connection to be closed in good order; then it is cut.
@@ -139,6 +144,9 @@ class _Client(asyncssh.SSHClient):
     def __init__(self) -> None:
         self.said = ""
         """The server's message when it refuses the login."""
+
+    def connection_made(self, conn: Any) -> None:
+        BackPressure(conn, asyncio.get_running_loop(), _UNSENT)
 
     def auth_banner_received(self, msg: str, _lang: str) -> None:
         self.said = self.said or said(msg)
