@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from support.counted_bytes import CountedBytes, Work
 from tunnelmux.http.body import BadBody, ChunkedBody, LengthBody, UntilEndBody, encode_chunk
+from tunnelmux.pump.chunks import whole_chunks
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
@@ -167,6 +168,62 @@ def test_size_lines_in_single_bytes_are_looked_at_once() -> None:
     assert body.done
     assert content == b"y" * 40
     assert work.bytes <= 2 * len(raw)
+
+
+class StepsCounted(ChunkedBody):
+    steps = 0
+
+    def _read_size(self, data: bytes, at: int) -> int:
+        self.steps += 1
+        return super()._read_size(data, at)
+
+
+def test_chunks_of_one_byte_cost_no_step_each() -> None:
+    """A device that sent nothing else kept the visitors of others waiting for half a second."""
+    body, raw, content = (
+        StepsCounted(1000),
+        b"1\r\nx\r\n1;\r\nx\r\n" * 5_000 + b"0\r\n\r\nrest",
+        b"",
+    )
+    for at in range(0, len(raw), 16_384):
+        content += body.feed(raw[at : at + 16_384])
+    assert (content, body.done, body.rest) == (b"x" * 10_000, True, b"rest")
+    assert body.steps <= 12
+
+
+@pytest.mark.parametrize(
+    ("data", "content", "end"),
+    [
+        (b"1\r\na\r\nA\r\n0123456789\r\n0\r\n\r\n", b"a0123456789", 21),
+        (b"1\r\na\r\n2\r\nb", b"a", 6),
+        (b"1\r\na\r\n2\r\nbc\r", b"a", 6),
+        (b"1\r\na\r\n1 \t;x\r\nb\r\n", b"ab", 16),
+        (b"1\r\na\r\n1;x\ny\r\nb\r\n", b"a", 6),
+        (b"1\r\na\r\n1;x\r", b"a", 6),
+        (b"1\r\na\r\n ;x\r\nb\r\n", b"a", 6),
+        (b"1;" + b"x" * 254 + b"\r\na\r\n", b"a", 261),
+        (b"1;" + b"x" * 255 + b"\r\na\r\n", b"", 0),
+        (b"1" + b" " * 256 + b"\r\na\r\n", b"", 0),
+        (b"1\r\nab\r\n", b"", 0),
+        (b"1\r\na\n\n", b"", 0),
+        (b"1\na\r\n", b"", 0),
+        (b"000000000000001\r\na\r\n", b"a", 20),
+        (b"0000000000000001\r\na\r\n", b"", 0),
+        (b"fffffffffffffff\r\na\r\n", b"", 0),
+        (b"7fffffff\r\n\r\n", b"", 0),
+        (b"1\r\n", b"", 0),
+        (b"1\r", b"", 0),
+        (b"1", b"", 0),
+        (b"\r\n", b"", 0),
+        (b"", b"", 0),
+    ],
+)
+def test_whole_chunks_are_those_that_are_here_and_right(
+    data: bytes, content: bytes, end: int
+) -> None:
+    assert whole_chunks(data, 0) == (content, end)
+    assert whole_chunks(b"xx" + data, 2) == (content, end + 2)
+    assert whole_chunks(data, len(data)) == (b"", len(data))
 
 
 def test_trailers_in_single_bytes_are_looked_at_once() -> None:

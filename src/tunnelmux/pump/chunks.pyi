@@ -3,10 +3,14 @@
 The same body is passed on in its plainest form: each size has at most 15 hexadecimal digits and CRLF,
 without the blanks and extensions that may follow it. The rest passes unchanged. Trailer fields are
 not read here. Lines end in CRLF and have at most 256 bytes.
-The C face for other compiled modules is in `chunks.pxd`; this one is for tests.
+The C face for other compiled modules is in `chunks.pxd`; the scanner here is for tests.
 """
 
 from typing import final
+
+def whole_chunks(data: bytes, at: int) -> tuple[bytes, int]:
+    """The content of the chunks that are whole in *data* from *at* on, and where what follows begins.
+    It ends before the last chunk, and before the first that is not whole or not as it must be."""
 
 @final
 class ChunkScanner:

@@ -5,9 +5,9 @@ The docstrings of the public names are in `chunks.pyi`.
 
 cimport cython
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cdef enum:
     HTAB = 0x09
@@ -102,6 +102,60 @@ cdef Py_ssize_t read_chunked(
         kept[0] = keeps
         at += 1
     return at
+
+
+cdef Py_ssize_t content_at(
+    const uint8_t *p, Py_ssize_t size, Py_ssize_t at, Py_ssize_t *length
+) noexcept nogil:
+    """Where the content of the chunk at *at* begins, and its length; -1 unless the chunk is here whole,
+    as it must be, and not the last one."""
+    cdef uint64_t left = 0
+    cdef int digits = 0, digit
+    cdef Py_ssize_t line = at
+    while at < size:
+        digit = hexadecimal(p[at])
+        if digit < 0:
+            break
+        if digits == MAX_DIGITS:
+            return -1
+        left = (left << 4) | <uint64_t>digit
+        digits += 1
+        at += 1
+    while at < size and (p[at] == SP or p[at] == HTAB):
+        at += 1
+    if at < size and p[at] == SEMICOLON:
+        while at < size and p[at] != CR and p[at] != LF and at - line < MAX_LINE:
+            at += 1
+    if left == 0 or at - line > MAX_LINE or size - at < 2 or p[at] != CR or p[at + 1] != LF:
+        return -1
+    at += 2
+    if size - at < 2 or left > <uint64_t>(size - at - 2):
+        return -1
+    length[0] = <Py_ssize_t>left
+    return at if p[at + length[0]] == CR and p[at + length[0] + 1] == LF else -1
+
+
+def whole_chunks(data not None, Py_ssize_t at):
+    cdef char *raw
+    cdef const uint8_t *p
+    cdef Py_ssize_t size, begin, length = 0, total = 0, end = at
+    cdef char *out
+    cdef bytes content
+    PyBytes_AsStringAndSize(data, &raw, &size)
+    p = <const uint8_t *>raw
+    if at < 0:
+        raise ValueError("at is negative")
+    while (begin := content_at(p, size, end, &length)) >= 0:
+        total += length
+        end = begin + length + 2
+    content = PyBytes_FromStringAndSize(NULL, total)
+    out = PyBytes_AS_STRING(content)
+    while at < end:  # the same again, which cannot fail
+        begin = content_at(p, size, at, &length)
+        memcpy(out, raw + begin, length)
+        out += length
+        at = begin + length + 2
+    return content, end
 
 
 @cython.final
