@@ -10,7 +10,16 @@ from support.apis import LiveApi
 from tunnelmux.api.access import SCOPES
 from tunnelmux.registry import Actor, LeaseTerms, Recorded, Role, new_id
 
-__all__ = ["HOST_KEYS", "TEST", "Person", "a_recording", "everything", "objects_of", "person"]
+__all__ = [
+    "BODIES",
+    "HOST_KEYS",
+    "TEST",
+    "Person",
+    "a_recording",
+    "everything",
+    "objects_of",
+    "person",
+]
 
 TEST = Actor.program("tests")
 
@@ -20,6 +29,47 @@ SSH_KEY = (
 
 HOST_KEYS = tuple("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + mark * 43 for mark in "AB")
 """What the SSH server of a device shows, before and after it was installed anew."""
+
+
+BODIES: dict[str, Any] = {
+    "PUT /api/auth/tenant": {"tenant_id": "{tenant_id}"},
+    "POST /api/auth/terminal": {"client": "x"},
+    "POST /api/auth/terminal/poll": {"device_code": "x"},
+    "PATCH /api/tenant": {"display_name": "x"},
+    "PATCH /api/tenant/ssh": {"record_input": True},
+    "POST /api/tenants": {"name": "made"},
+    "PATCH /api/tenants/{tenant_id}": {"display_name": "x"},
+    "PUT /api/members/{user_id}": {"role": "viewer"},
+    "POST /api/invitations": {"email": "new@example.com", "role": "viewer"},
+    "POST /api/invitations/accept": {"secret": "x"},
+    "POST /api/exec": {"devices": ["*"], "host": "h", "username": "u", "command": "c"},
+    "POST /api/devices": {"name": "made"},
+    "POST /api/devices/bulk": {"ids": ["{device_id}"], "action": "disable"},
+    "PATCH /api/devices/{device_id}": {"name": "other"},
+    "PUT /api/devices/{device_id}/quarantine": {"reason": "x"},
+    "POST /api/devices/{serial}/ssh-keys": {"key": SSH_KEY},
+    "POST /api/devices/{device_id}/ssh-host-keys/accept": {"fingerprints": ["SHA256:x"]},
+    "POST /api/devices/{device_id}/inspections": {"service": "web"},
+    "PUT /api/devices/{device_id}/access": {"let_in": ["login"]},
+    "PUT /api/devices/{device_id}/access/{service}": {"let_in": ["login"]},
+    "POST /api/devices/{device_id}/links": {"service": "web"},
+    "POST /api/pairings": {},
+    "POST /api/pairings/find": {"code": "BCDF-GHJK"},
+    "POST /api/pairings/{pairing_id}/approve": {"name": "made"},
+    "POST /api/install-keys": {"name": "made"},
+    "POST /api/install-keys/{key_id}/revoke": {"devices": "keep"},
+    "POST /api/pairing/exchange": {"code": "BCDF-GHJK"},
+    "POST /api/pairing/requests": {},
+    "POST /api/pairing/requests/poll": {"secret": "x"},
+    "POST /api/pairing/install": {"key": "x"},
+    "POST /api/leases": {"device": "{device_id}", "services": ["web"], "seconds": 600},
+    "POST /api/leases/{lease_id}/deny": {"reason": "x"},
+    "POST /api/leases/{lease_id}/extend": {"seconds": 7200},
+    "POST /api/leases/{lease_id}/end": {"reason": "x"},
+    "POST /api/ssh-keys": {"key": SSH_KEY, "name": "x"},
+    "POST /api/access-tokens": {"name": "made", "role": "viewer"},
+}
+"""A body that is valid, for each route that takes one as JSON."""
 
 
 @dataclass
@@ -51,28 +101,30 @@ async def person(
     return Person(user.id, home.id, token.reveal())
 
 
-async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
-    """One object of each kind in a tenant, by the name of its parameter in paths."""
+async def objects_of(api: LiveApi, owner: Person, mark: str = "secret") -> dict[str, str]:
+    """One object of each kind in a tenant, by the name of its parameter in paths. `mark` is in
+    all texts of these."""
     tenant = api.running.api.registry.tenant(owner.tenant_id, TEST)
-    device, _ = await tenant.devices.add("secret-device", serial="secret-serial")
-    pairing, _ = await tenant.pairings.make_code(name="secret-pairing")
-    key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
-    invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
+    device, _ = await tenant.devices.add(f"{mark}-device", serial=f"{mark}-serial")
+    pairing, _ = await tenant.pairings.make_code(name=f"{mark}-pairing")
+    key, _ = await tenant.install_keys.add(f"{mark}-key", lifetime=3600, max_uses=1)
+    invitation, _ = await tenant.invitations.add(f"{mark}@example.com", "viewer", lifetime=3600)
     link = await tenant.service_links.add(device.id, "web", lifetime=3600, once=False)
-    token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
+    token, _ = await tenant.access_tokens.add(f"{mark}-token", user_id=owner.user_id, role="viewer")
     now = datetime.now(UTC)
     terms = LeaseTerms(
         device_id=device.id,
         services=("ssh",),
         holder=owner.user_id,
-        reason="secret-reason",
+        reason=f"{mark}-reason",
         starts=now,
         ends=now + timedelta(hours=1),
     )
     lease, _ = await tenant.leases.add(terms, approved=False)
     installation = api.running.api.registry.installation(TEST)
-    ssh_key = await installation.ssh_keys.add(owner.user_id, SSH_KEY, "secret-ssh-key")
-    device_key = await tenant.device_ssh_keys.add(device.id, SSH_KEY, 3600)
+    own_key = SSH_KEY.replace("UtMQ", mark[:4])  # a key is one person's
+    ssh_key = await installation.ssh_keys.add(owner.user_id, own_key, f"{mark}-ssh-key")
+    device_key = await tenant.device_ssh_keys.add(device.id, own_key, 3600)
     recording = a_recording(device.id, owner.user_id)
     await tenant.recordings.begin(recording)
     return {

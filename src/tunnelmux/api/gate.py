@@ -126,8 +126,6 @@ class Gate:
                     return
                 refusal = await self._take_turns(scope, held, exchange)
             if refusal is not None:
-                if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
-                    refusal.headers["connection"] = "close"
                 await refusal(scope, exchange.receive, exchange.send)
                 return
             try:
@@ -309,6 +307,8 @@ class _Exchange:
         """The start of an answer: with the session's new cookie, unless the route has set one, and
         for no cache, unless the route says otherwise. What a device answers is the device's own."""
         headers = MutableHeaders(scope=message)
+        if message["type"].startswith("websocket"):  # anycorn closes after it, and does not say so
+            headers["connection"] = "close"
         if not self._is_devices:
             headers.setdefault("cache-control", "no-store")
         cookie = self._scope["state"].get("new_cookie")
