@@ -19,7 +19,7 @@ from tunnelmux.config.gateway import GatewayLimits
 from tunnelmux.gateway.app import Listener
 from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.guest import Bridge, run_as_guest
-from tunnelmux.gateway.lines import Lines
+from tunnelmux.observability import BoundedLines
 
 PLACES = 4
 
@@ -36,7 +36,7 @@ async def listening(loop: asyncio.AbstractEventLoop) -> AsyncIterator[tuple[Brid
                 gateway=SimpleNamespace(console_url=None, allow=(), trusted_proxies=()),
             ),
             failures=Failures(1000, 60.0),
-            lines=Lines(),
+            lines=BoundedLines("gateway"),
             bridge=bridge,
             authority=None,
             confirmations=None,

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from support.hostile_ssh import HostileClient
 from tunnelmux.config.gateway import GatewayLimits, TunnelsConfig
 from tunnelmux.gateway.connection import PersonConnection
-from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.reverse import DeviceTunnel
+from tunnelmux.observability import BoundedLines
 
 
 class Gateway:
@@ -28,7 +28,7 @@ class Gateway:
         )
         self.bridge = SimpleNamespace(loop=asyncio.get_running_loop())
         self.authority = self.confirmations = None
-        self.lines = Lines()
+        self.lines = BoundedLines("gateway")
         self.over: asyncio.Future[bool] = self.bridge.loop.create_future()
 
     def left(self, _connection: PersonConnection, *, failed: bool) -> None:
@@ -88,12 +88,14 @@ def tunnel_of(wire: Wire, loop: Any) -> DeviceTunnel:
     device: Any = SimpleNamespace(label="old1")
     nothing: Any = None
     config = TunnelsConfig(url="wss://p")
-    return DeviceTunnel(bridge, Lines(), nothing, config, wire, device, "192.0.2.7", 4)
+    return DeviceTunnel(
+        bridge, BoundedLines("gateway"), nothing, config, wire, device, "192.0.2.7", 4
+    )
 
 
 async def test_a_device_that_asks_for_forwards_in_vain_for_ever_is_ended() -> None:
     wire = Wire()
-    tunnel = tunnel_of(wire, None)
+    tunnel = tunnel_of(wire, SimpleNamespace(time=lambda: 0.0))
     with capture_logs() as logs:
         for _ in range(1000):
             tunnel.forward_requested("no name " * 10_000, 80)
@@ -103,7 +105,7 @@ async def test_a_device_that_asks_for_forwards_in_vain_for_ever_is_ended() -> No
 
 
 async def test_a_device_that_connects_in_a_loop_has_some_lines_a_minute() -> None:
-    lines = Lines()
+    lines = BoundedLines("gateway")
     with capture_logs() as logs:
         for _ in range(1000):
             lines.write("ssh device connected", "old1", device="old1", address="192.0.2.7")

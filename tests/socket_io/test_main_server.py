@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from support.scripted_executor import ScriptedExecutor
 from support.socketio_peers import API_KEY, PROXY_ID, main_server
@@ -279,6 +281,22 @@ async def test_a_malformed_command_is_answered_with_the_field(executor):
         await server.expect("result")
         await finished(own)
         assert executor.begun == {"cmd_1": 1}
+
+
+async def test_a_main_server_does_not_fill_the_log_by_what_cannot_be_done(executor):
+    async with main_server() as (server, port), agent(port, executor) as own:
+        await server.expect("connected")
+        await server.do("execute", data=command())
+        await server.expect("result")
+        await finished(own)
+        with capture_logs() as logs:
+            for _ in range(40):
+                for content in (command(), "no command"):
+                    await server.do("execute", data=content)
+                    await server.expect("result")
+    count = Counter(line["event"] for line in logs)
+    assert count["command asked for again"] == count["malformed command"] == 30
+    assert count["lines left out"] == 2
 
 
 async def test_a_result_that_is_too_large_for_the_server_is_cut_and_says_so(executor):

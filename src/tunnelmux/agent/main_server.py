@@ -35,7 +35,7 @@ from tunnelmux.commands import (
 from tunnelmux.config import AgentConfig, MainServer
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.limits import SocketIOLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.socketio import (
     EngineSettings,
     Event,
@@ -85,6 +85,7 @@ class MainServerClient:
         assert main.proxy_id is not None
         self._proxy_id = main.proxy_id
         self._url = parse_socketio_url(main.url, namespace=NAMESPACE)
+        self._lines, self._source = BoundedLines("agent"), str(self._url)
         self._instance = secrets.token_hex(8)
         self._backoff = new_backoff(config.backoff, uniform)
         self._settings = EngineSettings(
@@ -192,7 +193,7 @@ class MainServerClient:
         ) as socket:
             started = trio.current_time()
             _log.info("main server connected", server=str(self._url), proxy_id=self._proxy_id)
-            line = _Line(socket, self._book, self._settings.socketio)
+            line = _Line(socket, self._book, self._settings.socketio, self._lines, self._source)
             self._line = line
             self._notify()
             try:
@@ -233,7 +234,9 @@ class MainServerClient:
         command_id = request.command_id
         known = self._book.state(command_id)
         if known != "new":
-            _log.info("command asked for again", command=command_id, state=known)
+            self._lines.write(
+                "command asked for again", self._source, command=command_id, state=known
+            )
         if known == "finished":
             line.queue(command_id)
         elif known == "forgotten":
@@ -259,7 +262,13 @@ class MainServerClient:
 
     def _refuse_malformed(self, line: _Line, content: object, error: InvalidCommand) -> None:
         command_id = content.get("commandId") if isinstance(content, dict) else None
-        _log.warning("malformed command", field=error.field, cause=error.message)
+        self._lines.write(
+            "malformed command",
+            self._source,
+            level="warning",
+            field=error.field,
+            cause=error.message,
+        )
         if isinstance(command_id, str) and len(command_id) <= 128:
             result = _failed("failed", f"malformed execute_command: {error}")
         else:
@@ -336,7 +345,15 @@ class MainServerClient:
 class _Line:
     """One connection, and the results to send on it."""
 
-    def __init__(self, socket: Socket, book: CommandBook, limits: SocketIOLimits) -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        book: CommandBook,
+        limits: SocketIOLimits,
+        lines: BoundedLines,
+        source: str,
+    ) -> None:
+        self._lines, self._source = lines, source
         self._socket = socket
         self._book = book
         self._most_queued = limits.socketio_max_queued + limits.socketio_remembered
@@ -372,7 +389,12 @@ class _Line:
             if isinstance(named, str):
                 command_id = named
             if content.get("success") is False:
-                _log.warning("the main server did not take a result", command=command_id)
+                self._lines.write(
+                    "the main server did not take a result",
+                    self._source,
+                    level="warning",
+                    command=command_id,
+                )
         if isinstance(command_id, str):
             self._book.acknowledge(command_id)
 

@@ -20,7 +20,7 @@ from tunnelmux.config.rules import InvalidSetting, check_token
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
 from tunnelmux.json_text import BadJson, read_json
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 
 __all__ = ["Rotation"]
 
@@ -44,6 +44,7 @@ class Rotation:
         self._link = link
         self._prove = prove
         self._turn = trio.Lock()
+        self._lines = BoundedLines("agent")
 
     async def serve(self, server: ServerConnection, request: RequestHead, timeout: float) -> None:
         """Answer one request; its body must arrive within `timeout` seconds. Raises Refused."""
@@ -78,13 +79,15 @@ class Rotation:
             # session.
             with trio.CancelScope(shield=True):  # one small local file
                 await trio.to_thread.run_sync(link.put_back, before)
-            _log.error("credential not taken", cause=str(error))
+            self._lines.write("credential not taken", "the proxy", level="error", cause=str(error))
             raise Refused(
                 Refusal(502, "token-expired", f"The proxy refused it: {error}.")
             ) from None
         except ConnectError as error:
             # Both tokens are valid. The next session will use the new one, and so prove it.
-            _log.warning("credential not proved yet", cause=str(error))
+            self._lines.write(
+                "credential not proved yet", "the proxy", level="warning", cause=str(error)
+            )
             return str(error)
         _log.info("credential rotated", token_file=str(link.credentials.kept_in))
         return None

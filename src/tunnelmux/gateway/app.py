@@ -29,7 +29,6 @@ from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.recording import Recording, RecordingStopped
 from tunnelmux.gateway.recording_space import RecordingSpace, remove_old
 from tunnelmux.gateway.relay import PersonSession, Request
@@ -37,7 +36,7 @@ from tunnelmux.gateway.side_channels import WINDOW, SideChannel
 from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.printable import said
 from tunnelmux.registry import (
     Actor,
@@ -92,7 +91,7 @@ class Gateway:
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
         rules = config.recording
         self._space = RecordingSpace(self.recordings, rules.max_bytes_per_tenant, rules.min_free)
-        self.lines = Lines()
+        self.lines = BoundedLines("gateway")
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
         self.connections: set[PersonConnection] = set()
         self.looks = 0

@@ -22,8 +22,8 @@ from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Authority, Person
 from tunnelmux.gateway.confirmation import Asked, Confirmations
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.lines import Lines
 from tunnelmux.gateway.names import Login, parse_login
+from tunnelmux.observability import BoundedLines
 from tunnelmux.registry import SshDevice
 from tunnelmux.transports.admission import source_of
 
@@ -64,7 +64,7 @@ class Proof:
         bridge: Bridge,
         authority: Authority,
         confirmations: Confirmations,
-        lines: Lines,
+        lines: BoundedLines,
         check: Check,
         address: str,
         max_tries: int,

@@ -31,8 +31,7 @@ from tunnelmux.errors import ConfigError, ConnectError, RegistryError
 from tunnelmux.gateway.channel_stream import ChannelStream, open_reverse_channel
 from tunnelmux.gateway.deadline import Deadline
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.lines import Lines
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.registry import Registry, SshDevice
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class DeviceTunnel:
     def __init__(
         self,
         bridge: Bridge,
-        lines: Lines,
+        lines: BoundedLines,
         registry: Registry,
         endpoint: TunnelsConfig,
         connection: Any,

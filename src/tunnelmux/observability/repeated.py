@@ -6,10 +6,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 from tunnelmux.observability.logs import get_logger
 
-__all__ = ["RepeatedLines"]
+__all__ = ["BoundedLines", "RepeatedLines"]
 
 _log = get_logger("log")
 
@@ -77,3 +78,26 @@ class RepeatedLines:
         )
         self._left_out.clear()
         self._count = 0
+
+
+class BoundedLines:
+    """Writes lines of one component, of each event so many in a minute about one source: a person,
+    a device, an address or a server."""
+
+    def __init__(self, component: str) -> None:
+        self._log = get_logger(component)
+        self._of: dict[str, RepeatedLines] = {}
+
+    def write(
+        self,
+        event: str,
+        source: str,
+        *,
+        level: Literal["info", "warning", "error"] = "info",
+        **fields: object,
+    ) -> None:
+        """Write this line, or count it."""
+        if event not in self._of:
+            self._of[event] = RepeatedLines(event)
+        if self._of[event].may_write(source):
+            getattr(self._log, level)(event, **fields)
