@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from support.front_proxies import DOMAIN, FrontProxy, running_caddy, running_nginx
+from support.apis import live_api
+from support.front_proxies import API, DOMAIN, FrontProxy, running_caddy, running_nginx
 from support.http_rig import Peer
 from support.origin import Origin, reply
+from support.tenants import TEST, person
 from support.tunnels import Tunnel
 from tunnelmux.config import Address
 from tunnelmux.http.forwarded import Hop, parse_forwarded
@@ -139,3 +142,54 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
     told = {key for key in values if field_kind(key) not in {"ordinary", "head-only"}}
     ours = {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"}
     assert told - {b"host", b"connection"} == ours
+
+
+@asynccontextmanager
+async def asking_api(
+    front: FrontProxy, head: str, body: str = "", *, address: str = "127.0.0.1"
+) -> AsyncIterator[Peer]:
+    """A caller of the API, who comes from this address and has asked for this."""
+    async with await front.visit(API.name, address) as stream:
+        caller = Peer(stream)
+        lines = f"Host: {API.name}\r\nContent-Length: {len(body)}\r\n"
+        await caller.send(f"{head}\r\n{lines}\r\n{body}".encode())
+        yield caller
+
+
+ADD_DEVICE = (
+    "POST /api/devices HTTP/1.1\r\nX-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n"
+    "Content-Type: application/json\r\n"
+)
+OPEN_TERMINAL = (
+    "GET /api/devices/none/terminal HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+)
+"""The API has a WebSocket there and nothing else: without the upgrade it is 404."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRONTS)
+async def test_what_the_api_sees_behind_a_proxy_of_the_documentation(
+    name: str, tmp_path: Path, debian_program: Callable[[str, str], str]
+) -> None:
+    url = f"https://{API.name}"
+    async with live_api(tmp_path, public_url=url, trusted_proxies=["127.0.0.1"]) as api:
+        owner = await person(api, "owner")
+        login = f"Authorization: Bearer {owner.token}"
+        target = Address("127.0.0.1", api.running.port)
+        async with FRONTS[name](tmp_path, debian_program, target, API) as front:
+            with trio.fail_after(45):
+                add = asking_api(front, ADD_DEVICE + login, '{"name": "cam1"}', address="127.0.0.2")
+                async with add as caller:
+                    assert (await caller.read_head()).startswith(b"HTTP/1.1 201 ")
+                async with asking_api(front, OPEN_TERMINAL) as caller:
+                    assert (await caller.read_head()).startswith(b"HTTP/1.1 401 ")
+                async with asking_api(front, f"GET /api/events HTTP/1.1\r\n{login}") as caller:
+                    assert (await caller.read_head()).startswith(b"HTTP/1.1 200 ")
+                    await caller.read_exactly(1)  # it follows from here on
+                    devices = api.running.api.registry.tenant(owner.tenant_id, TEST).devices
+                    added, _ = await devices.add("cam2")
+                    await caller.read_until(added.id.encode())
+        page = (await api.call("GET", "/api/audit", owner.token)).json()
+        addresses = {item["object_id"]: item["actor"]["address"] for item in page["items"]}
+        assert "127.0.0.2" in addresses.values() and "6.6.6.6" not in str(page)

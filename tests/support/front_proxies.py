@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 import trustme
@@ -19,6 +20,7 @@ from support.tree import ROOT
 from tunnelmux.config import Address
 
 __all__ = [
+    "API",
     "FrontProxy",
     "running_caddy",
     "running_haproxy",
@@ -32,6 +34,22 @@ Program = Callable[[str, str], str]
 TWO_GATEWAYS = "## Two gateways behind one name"
 
 DOMAIN = "devices.example.com"
+
+
+class Front(NamedTuple):
+    """What a block of docs/operations.md is in front of."""
+
+    section: str
+    """Where the block is."""
+    target: str
+    """Where it leads to."""
+    name: str
+    """The host name that its certificate, `/etc/ssl/FILE.pem` and `.key`, is for."""
+    file: str
+
+
+INGRESS = Front("### Visitors over HTTP", "127.0.0.1:8080", f"*.{DOMAIN}", "devices")
+API = Front("## Accounts: tunnelmux-api", "127.0.0.1:3721", "tunnels.example.com", "tunnels")
 
 NGINX = """\
 daemon off;
@@ -79,9 +97,13 @@ class FrontProxy:
         self._context = ssl.create_default_context()
         authority.configure_trust(self._context)
 
-    async def visit(self, host: str) -> trio.SSLStream[trio.SocketStream]:
-        """A visitor's connection, under TLS."""
-        stream = await trio.open_tcp_stream(self._address.host, self._address.port)
+    async def visit(
+        self, host: str, local_address: str | None = None
+    ) -> trio.SSLStream[trio.SocketStream]:
+        """A visitor's connection, under TLS, from this address."""
+        stream = await trio.open_tcp_stream(
+            self._address.host, self._address.port, local_address=local_address
+        )
         tls = trio.SSLStream(stream, self._context, server_hostname=host, https_compatible=True)
         await tls.do_handshake()
         return tls
@@ -108,18 +130,16 @@ def sample(
 
 @asynccontextmanager
 async def running_nginx(
-    folder: Path, program: Program, ingress: Address
+    folder: Path, program: Program, target: Address, front: Front = INGRESS
 ) -> AsyncIterator[FrontProxy]:
-    """nginx in front of this ingress, for the length of the block."""
-    port, authority = free_port(), _certificate(folder)
-    text = sample(
-        "nginx",
-        {
-            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-            "/etc/ssl": str(folder),
-            "127.0.0.1:8080": str(ingress),
-        },
-    )
+    """nginx in front of this ingress or API, for the length of the block."""
+    port, authority = free_port(), _certificate(folder, front)
+    changes = {
+        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+        "/etc/ssl": str(folder),
+        front.target: str(target),
+    }
+    text = sample("nginx", changes, section=front.section)
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(folder=folder, sample=text))
     command = [program("nginx", "nginx-light"), "-e", "stderr", "-p", str(folder), "-c", str(file)]
@@ -129,11 +149,12 @@ async def running_nginx(
 
 @asynccontextmanager
 async def running_caddy(
-    folder: Path, program: Program, ingress: Address
+    folder: Path, program: Program, target: Address, front: Front = INGRESS
 ) -> AsyncIterator[FrontProxy]:
-    """Caddy in front of this ingress, for the length of the block."""
-    port, authority = free_port(), _certificate(folder)
-    text = sample("caddy", {"/etc/ssl": str(folder), "127.0.0.1:8080": str(ingress)})
+    """Caddy in front of this ingress or API, for the length of the block."""
+    port, authority = free_port(), _certificate(folder, front)
+    changes = {"/etc/ssl": str(folder), front.target: str(target)}
+    text = sample("caddy", changes, section=front.section)
     file = folder / "Caddyfile"
     file.write_text(CADDY.format(port=port, other=free_port(), sample=text))
     command = [program("caddy", "caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
@@ -167,12 +188,12 @@ async def running_haproxy(folder: Path, program: Program, target: int) -> AsyncI
                 await process.wait()
 
 
-def _certificate(folder: Path) -> trustme.CA:
+def _certificate(folder: Path, front: Front) -> trustme.CA:
     authority = trustme.CA()
-    certificate = authority.issue_cert(f"*.{DOMAIN}")
+    certificate = authority.issue_cert(front.name)
     authority_text = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
-    (folder / "devices.pem").write_bytes(authority_text)
-    certificate.private_key_pem.write_to_path(folder / "devices.key")
+    (folder / f"{front.file}.pem").write_bytes(authority_text)
+    certificate.private_key_pem.write_to_path(folder / f"{front.file}.key")
     return authority
 
 
