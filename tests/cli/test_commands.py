@@ -15,7 +15,7 @@ from tunnelmux.cli.agent import agent
 from tunnelmux.cli.main import tunnelmux
 from tunnelmux.cli.proxy import proxy
 from tunnelmux.config import JoinInvitation, Secret, encode_join
-from tunnelmux.errors import ConfigError
+from tunnelmux.errors import ConfigError, ConnectError
 
 TOKEN = "hunter2-hunter2-hunter2"
 PROXY_TOML = f'tunnel.listen = "127.0.0.1:0"\n[[devices]]\nname = "dev1"\ntoken = "{TOKEN}"\n'
@@ -259,7 +259,7 @@ def test_pairing_looks_at_services_before_it_asks_anybody(run):
         (
             proxy,
             ["check", "--listen", "3800"],
-            '--listen: "3800" has no port: write it as "host:port"',
+            '--listen: "3800" has no host: write "127.0.0.1:3800" for programs of this machine, ',
         ),
         (proxy, ["check", "--grace", "soon"], '--grace: must be a number, not "soon"'),
     ],
@@ -344,3 +344,12 @@ def test_the_join_line_may_come_from_a_file_beside_the_configuration(run, tmp_pa
     result = run(agent, "check", "--join-file", "absent", *AGENT_FLAGS)
     assert isinstance(result.exception, ConfigError)
     assert str(result.exception).startswith("--join-file: ")
+
+
+def test_a_connection_that_ssh_asked_for_and_does_not_get_says_what_the_lines_of_ssh_mean(run):
+    meaning = "What ssh writes below only means that it got no connection."
+    place = ["--url", "http://127.0.0.1:9"]
+    by_ssh = run(tunnelmux, "connect", *place, "dev1.tunnelmux", "ssh").exception
+    by_a_person = run(tunnelmux, "connect", *place, "dev1", "ssh").exception
+    assert isinstance(by_ssh, ConnectError) and isinstance(by_a_person, ConnectError)
+    assert str(by_ssh) == f"{by_a_person}\n{meaning}"

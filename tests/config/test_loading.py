@@ -145,6 +145,17 @@ REFUSALS = {
         "[[devices]]\nenabled = true",
         "proxy.toml: devices[0].name: is missing: add it under [[devices]]",
     ),
+    "URL for address": (
+        '[tunnel]\nlisten = "ws://0.0.0.0:3800"',
+        (
+            'proxy.toml: tunnel.listen: "ws://0.0.0.0:3800" is a URL, and this is an address: '
+            'write it as "host:port", for example "127.0.0.1:8080" or "[::1]:8080"'
+        ),
+    ),
+    "key one table too high": (
+        '[ingress]\nlisten = "127.0.0.1:8080"',
+        'proxy.toml: ingress.listen: is not a known key: did you mean "ingress.http.listen"?',
+    ),
     "no TOML": (
         "[tunnel]\nlisten = ?\n",
         'proxy.toml: line 2 is not TOML (invalid value): put the value in quotes: listen = "…"',

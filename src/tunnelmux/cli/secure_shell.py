@@ -12,7 +12,7 @@ import click
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.fleet_options import examples, place_arguments, place_options, run_on_fleet
 from tunnelmux.cli.own_command import own_command, proxy_command
-from tunnelmux.errors import ConfigError
+from tunnelmux.errors import ConfigError, TunnelmuxError
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.fleet import Fleet
@@ -23,6 +23,9 @@ _ENDING = ".tunnelmux"
 # `ssh-config` appends this to a device's name, so that one Host block serves all devices.
 
 _SSH_SERVICE = "ssh"
+
+_BEFORE_LINES_OF_SSH = "What ssh writes below only means that it got no connection."
+# It writes "Connection closed by UNKNOWN port 65535" behind the error.
 
 
 @click.command(
@@ -44,7 +47,12 @@ def connect(device: str, service: str, **options: Any) -> int:
         async with fleet.connect(name, service) as stream:
             await carry(stream)
 
-    return run_on_fleet(options, work)
+    try:
+        return run_on_fleet(options, work)
+    except TunnelmuxError as error:
+        if name != device:
+            error.args = (f"{error}\n{_BEFORE_LINES_OF_SSH}",)
+        raise
 
 
 class _SshCommand(click.Command):

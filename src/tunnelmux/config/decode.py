@@ -102,6 +102,7 @@ class Decoder:
         else:
             elsewhere = [name for name, _ in settings_of(self._root)]
             same = [name for name in elsewhere if name.rpartition(".")[2] == key]
+            same.sort(key=lambda name: not name.startswith(f"{path}."))  # those below come first
             hint = f"known here are {', '.join(table.names())}"
             if same:
                 hint = f'did you mean "{same[0]}"?'

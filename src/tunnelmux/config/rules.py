@@ -69,6 +69,14 @@ def parse_address(key: str, value: str) -> Address:
     """`host:port` or `[ipv6]:port` as an Address; port 0 lets the system choose."""
     example = 'write it as "host:port", for example "127.0.0.1:8080" or "[::1]:8080"'
     host, colon, port_text = value.rpartition(":")
+    if "://" in value:
+        raise InvalidSetting(key, f'"{value}" is a URL, and this is an address: {example}')
+    if not colon and value.isascii() and value.isdigit():
+        raise InvalidSetting(
+            key,
+            f'"{value}" has no host: write "127.0.0.1:{value}" for programs of this machine, '
+            f'"0.0.0.0:{value}" for every IPv4 address',
+        )
     if not colon:
         raise InvalidSetting(key, f'"{value}" has no port: {example}')
     if host.startswith("[") and host.endswith("]"):
