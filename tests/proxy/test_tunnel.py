@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+from collections import Counter
 from types import FrameType
 
 import pytest
@@ -97,6 +98,23 @@ async def test_an_agent_that_connects_without_end_fills_no_log(nursery: trio.Nur
         assert told == ["dev1"] * 30 + ["dev2"]
     [line] = [line for line in logs if line["event"] == "lines left out"]
     assert (line["of"], line["source"]) == ("session started", "dev1")
+
+
+async def test_what_odd_agents_say_of_themselves_fills_no_log(nursery: trio.Nursery) -> None:
+    bench = TunnelBench(nursery, [known("dev1", "token-of-dev1")])
+    with capture_logs() as logs:
+        for number in range(40):
+            instance = f"process-{number}"
+            async with bench.dial(name="x" * 5000, instance=instance):
+                await bench.arrived()
+                async with bench.dial(name="x" * 5000, instance=f"other-{instance}"):
+                    await bench.arrived()
+    count = Counter(line["event"] for line in logs)
+    assert count["agent calls itself by another name"] == 30
+    assert count["two agents with one credential"] <= 30
+    left_out = {line["of"] for line in logs if line["event"] == "lines left out"}
+    assert "agent calls itself by another name" in left_out
+    assert max(len(str(line)) for line in logs) < 1000
 
 
 async def test_a_refusal_names_the_device_that_was_claimed(nursery: trio.Nursery) -> None:

@@ -18,7 +18,7 @@ from tunnelmux.errors import ConnectError, ProtocolError, RegistryError
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session
-from tunnelmux.observability import RepeatedLines, get_logger
+from tunnelmux.observability import BoundedLines, RepeatedLines, get_logger
 from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolled, Enrolment, EnrolmentBusy
@@ -187,6 +187,7 @@ class TunnelServer:
         self._measurements = Measurements()
         self._refusals = RepeatedLines("tunnel refused")
         self._failures = RepeatedLines("tunnel handshake failed")
+        self._lines = BoundedLines("proxy.tunnel")
         # Without a bound for all of them: a fleet may connect within a minute.
         self._told = RepeatedLines("session started", in_all=math.inf)
         self.figures = TunnelFigures()
@@ -234,7 +235,8 @@ class TunnelServer:
             await self._measurements.serve(
                 admitted.device.name, accepted, self.settings.ingress, self.settings.limits
             )
-            _log.info("way measured", device=admitted.device.name, remote=remote)
+            name = admitted.device.name
+            self._lines.write("way measured", name, device=name, remote=remote)
             return False
         await self._store.expect(admitted.device.name)
         async with accepted as websocket:
@@ -340,8 +342,10 @@ class TunnelServer:
             others_live=self._store.live_device(device) is not None,
         )
         if rival is not None:
-            _log.warning(
+            self._lines.write(
                 "two agents with one credential",
+                device,
+                level="warning",
                 device=device,
                 remote=remote,
                 rival=rival,
@@ -402,7 +406,13 @@ class TunnelServer:
         # An agent does not know its tenant, which `name--tenant` has after the name.
         if name is not None and name not in (device.name, device.name.partition("--")[0]):
             # The token decides. But two devices with one token would replace each other for ever.
-            _log.warning("agent calls itself by another name", device=device.name, name=name)
+            self._lines.write(
+                "agent calls itself by another name",
+                device.name,
+                level="warning",
+                device=device.name,
+                name=name[:_LONGEST_CLAIM],
+            )
         return _Admitted(
             device=device,
             token=Secret(token),
