@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,42 @@ def test_a_pair_that_does_not_belong_together_is_refused(tmp_path: Path) -> None
     one, two = write(tmp_path, "a", "a.example.com"), write(tmp_path, "b", "b.example.com")
     with pytest.raises(ConfigError, match="belong together"):
         ServerCertificates([one, (two[0], one[1])])
+
+
+def hello(name: str) -> bytes:
+    """What a client says first."""
+    context = ssl.create_default_context()
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+def test_a_name_of_odd_bytes_ends_the_handshake_and_prints_nothing(
+    several: ServerCertificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python printed a traceback for each such client, who needs no more than one packet for it."""
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    again = ServerCertificates(several.pairs)
+    third = ServerCertificates(several.pairs)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    serving = again.context.wrap_bio(incoming, outgoing, server_side=True)
+    incoming.write(hello("shop.example.com").replace(b"shop.example.com", b"shop.ex\xe4mple.com"))
+    with pytest.raises(ssl.SSLError):
+        serving.do_handshake()
+    assert outgoing.read()[0] == 21  # an alert
+    assert not printed
+    # All else is printed as ever, and once.
+    raise_later(third)
+    assert len(printed) == 1
+
+
+def raise_later(_: object) -> None:
+    """Raise where no caller can catch it."""
+
+    class Careless:
+        def __del__(self) -> None:
+            raise ValueError("a destructor failed")
+
+    Careless()

@@ -4,7 +4,9 @@ when their files change."""
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +57,7 @@ class ServerCertificates:
         if len(self.pairs) > 1:
             self._name_all()
             self.context.sni_callback = self._choose
+            _pass_over_odd_names()
 
     def reload_changed(self) -> list[ConfigError]:
         """Load the pairs whose files have changed. Returns the failures. A pair that failed, as
@@ -109,6 +112,25 @@ class ServerCertificates:
         context = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
         if context is not None:
             tls.context = context
+
+
+def _pass_over_odd_names() -> None:
+    """Have this process say nothing about names that are not ASCII.
+
+    Python decodes a name before it calls `sni_callback`. Where that fails it ends the handshake
+    with an alert, as it should, but also prints an error with a traceback for each such client.
+    """
+    present = sys.unraisablehook
+    if not (isinstance(present, partial) and present.func is _unless_odd_name):
+        sys.unraisablehook = partial(_unless_odd_name, present)
+
+
+def _unless_odd_name(
+    tell: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
+) -> None:
+    is_name = isinstance(unraisable.object, bytes)
+    if not (is_name and isinstance(unraisable.exc_value, UnicodeDecodeError)):
+        tell(unraisable)
 
 
 async def follow_renewals(current: Callable[[], ServerCertificates | None]) -> NoReturn:
