@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import select
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -426,3 +428,37 @@ async def test_a_visitor_without_data_is_dropped(
                 pass  # the tickets, and answers to what it asked
         with contextlib.suppress(trio.BrokenResourceError):
             assert await peer.read_all() == b""
+
+
+NEWCOMERS = 60
+
+
+async def test_the_handshakes_of_others_keep_no_one_waiting(
+    tls: tuple[Path, ssl.SSLContext],
+) -> None:
+    """They were done in the order of arrival: who had asked waited for those of a whole flood."""
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        peer = await target.carried_exchange()
+        address = target.proxy.http_address
+        assert address is not None and target.trust is not None
+        newcomers = [socket.create_connection(tuple(address)) for _ in range(NEWCOMERS)]
+        while target.proxy._gauges()["tunnelmux_http_visitors"][1] <= NEWCOMERS:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+        hello = ssl.MemoryBIO()
+        client = target.trust.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="dev1.localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        said = hello.read()
+        for newcomer in newcomers:
+            newcomer.send(said)
+        await target.visitor.send(get("/asked-after-them"))
+        assert b"/asked-after-them" in await peer.read_head()
+        ready, _, _ = select.select(newcomers, [], [], 0)
+        assert len(ready) < NEWCOMERS
+        while len(ready) < NEWCOMERS:  # and each has its turn
+            await trio.sleep(0.005)
+            ready, _, _ = select.select(newcomers, [], [], 0)
+        for newcomer in newcomers:
+            assert newcomer.recv(1) == b"\x16"  # a handshake record
+            newcomer.close()

@@ -32,6 +32,7 @@ cdef class Pump:
     cdef bytes random_bytes
     cdef Py_ssize_t random_used
     cdef Link turns
+    cdef Link first_turns
     cdef Link dirty
     cdef list news
     cdef list leaving
@@ -56,6 +57,7 @@ cdef class Pump:
     cdef bint wait_a_moment(self) noexcept
     cdef int handle_events(self) except -1
     cdef int take_turns(self) except -1
+    cdef int take_turns_of(self, Link *turns, double until) except -1
     cdef int flush_dirty(self) except -1
 
 
@@ -66,6 +68,7 @@ cdef class Member:
     cdef Link turn_link
     cdef bint told
     cdef bint registered
+    cdef bint is_first
 
     cdef int on_event(self, uint32_t events) except -1
     cdef int take_turn(self) except -1

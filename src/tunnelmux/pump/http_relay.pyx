@@ -67,9 +67,8 @@ cdef class HttpRelay(LegUser):
                  int max_head_fields, Py_ssize_t drain_bytes, bytes early=b""):
         self.pump = pump
         self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
-        self.fd = self.local.fd
-        self.owner = owner
-        self.carrier = carrier
+        self.fd, self.is_first = self.local.fd, self.local.is_unheard()
+        self.owner, self.carrier = owner, carrier
         self.heeds, self.traces = carrier.heeds, carrier.traces
         self.connection_is_shared = carrier.connection_is_shared
         self.drain_bytes, self.phase_since = drain_bytes, pump.now
@@ -184,7 +183,8 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int take_turn(self) except -1:
-        return self.read_local()
+        self.read_local()
+        self.is_first = self.is_first and self.local.is_unheard()
 
     cdef int fail(self, object error) except -1:
         if self.error is None:

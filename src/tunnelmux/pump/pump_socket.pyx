@@ -137,6 +137,10 @@ cdef class PumpSocket:
         cdef uint8_t one
         return recv(self.fd, &one, 1, MSG_DONTWAIT | MSG_PEEK) > 0
 
+    cdef bint is_unheard(self) noexcept:
+        """Whether its TLS handshake has still to be begun, by the peer."""
+        return self.tls is not None and not self.watch.is_open and self.watch.taken == 0
+
     # -- reading ----------------------------------------------------------------------------------
 
     cdef ssize_t read_into(self, uint8_t *data, Py_ssize_t room) except -3:
