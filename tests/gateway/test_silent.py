@@ -169,12 +169,17 @@ class Tenfold:
         self.is_over = True
 
 
-def person_connection() -> PersonConnection:
+def person_connection(*, is_busy: bool = False) -> PersonConnection:
     gateway: Any = SimpleNamespace(
         config=SimpleNamespace(limits=GatewayLimits(max_sessions=5)),
-        bridge=SimpleNamespace(loop=asyncio.get_running_loop()),
+        bridge=SimpleNamespace(
+            loop=asyncio.get_running_loop(), lane=lambda _peer: SimpleNamespace(is_full=is_busy)
+        ),
     )
-    return PersonConnection(gateway, "192.0.2.7")
+    person = PersonConnection(gateway, "192.0.2.7")
+    proof: Any = SimpleNamespace(person=SimpleNamespace(user_id="u1"), device=None)
+    person._proof = proof
+    return person
 
 
 def test_a_device_that_leaves_many_channels_unanswered_is_connected_anew() -> None:
@@ -203,6 +208,16 @@ def test_a_person_whose_ssh_confirms_no_end_gets_no_more_channels() -> None:
         person._need_room()
         person._connection = Tenfold(10)
         with pytest.raises(asyncssh.ChannelOpenError, match="without an answer"):
+            person._need_room()
+
+    asyncio.run(play())
+
+
+def test_a_person_who_begins_sessions_in_heaps_begins_no_more_for_a_moment() -> None:
+    async def play() -> None:
+        person = person_connection(is_busy=True)
+        person._connection = Tenfold(0)
+        with pytest.raises(asyncssh.ChannelOpenError, match="just being begun"):
             person._need_room()
 
     asyncio.run(play())

@@ -92,6 +92,20 @@ async def test_a_lease_is_asked_for_runs_is_extended_and_ends_for_good(
     assert json.loads(entries[2].after) == {"uses": 1, "what": "ssh"}
 
 
+async def test_a_use_is_written_down_whatever_the_command_has_in_it(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    lease, _ = await acme.leases.add(await terms_for(acme, clock), approved=True)
+    await registry.fleet.answer_lease(lease.id, lease.device_id, given=True)
+    for number, command in enumerate(("\x01" * 250_000, "\u202e" * 250_000, "\0" * 5000), 1):
+        used = await acme.leases.use(lease.id, {"what": "exec", "text": command})
+        assert used.uses == number
+        await acme.leases.note(lease.id, "session", {"kind": "exec", "text": command})
+    kept = json.loads((await acme.leases.report(lease.id))[-2].after)
+    assert kept["text_length"] == 5000
+    assert kept["text"] == "\0" * len(kept["text"])
+
+
 async def test_a_request_waits_for_another_person_than_the_one_who_asks(
     registry: Registry, acme: TenantRegistry, clock: WallClock
 ) -> None:

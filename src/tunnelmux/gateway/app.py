@@ -50,6 +50,7 @@ from tunnelmux.registry import (
     SshRules,
     open_registry,
 )
+from tunnelmux.registry.audit_details import shortened
 from tunnelmux.registry.ids import format_time, new_id
 from tunnelmux.transports.admission import Admission, Place, source_of
 from tunnelmux.transports.lobby import Lobby
@@ -296,7 +297,7 @@ class Gateway:
         details: dict[str, object],
     ) -> None:
         about: dict[str, Any] = {"person": access.person.name, "device": access.device.label}
-        about |= details
+        about |= shortened(details)
         if access.lease is None:
             _log.info(event, **about)  # of what an operator does without a lease, nothing else says
         else:

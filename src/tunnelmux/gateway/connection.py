@@ -549,6 +549,9 @@ class PersonConnection(asyncssh.SSHServer):
             raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
         if channel_count(self._connection) >= _CHANNELS * most:
             raise ChannelOpenError(SHORTAGE, "you leave the ends of channels without an answer")
+        if self.lane.is_full:
+            # What was given up before it began is still looked up: it has no place here any more.
+            raise ChannelOpenError(SHORTAGE, "too many of your sessions are just being begun")
 
     def _watch(self, use: _Use, access: Access) -> None:
         deadline = Deadline(

@@ -26,6 +26,10 @@ _log = get_logger("gateway")
 _IN_LANE = 2
 # Calls for one peer at a time, which take some milliseconds each.
 
+_MOST_IN_LANE = 128
+# Calls for one peer that wait or are worked on. A program that logs in to fifty devices at once has
+# one or two for each. A session that waits may have a command of 256 KiB.
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -43,7 +47,7 @@ class Bridge:
         self._nursery = nursery
         self._token = trio.lowlevel.current_trio_token()
         self._kept: set[asyncio.Task[Any]] = set()
-        self._lanes: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._lanes: WeakValueDictionary[str, _Turns] = WeakValueDictionary()
 
     def soon(self, call: Callable[[*Ts], object], *args: *Ts) -> None:
         """From asyncio: call this in Trio, soon, or never when Trio has ended. It must not
@@ -101,7 +105,7 @@ class Bridge:
         """The lane of this peer, one for all its connections."""
         turns = self._lanes.get(peer)
         if turns is None:
-            turns = self._lanes[peer] = asyncio.Semaphore(_IN_LANE)
+            turns = self._lanes[peer] = _Turns(_IN_LANE)
         return Lane(self, turns)
 
     async def in_asyncio(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -121,18 +125,34 @@ class Bridge:
         return task.result()
 
 
+class _Turns(asyncio.Semaphore):
+    """Those of one peer."""
+
+    calls = 0
+    """Calls that wait for a turn, or have one."""
+
+
 class Lane:
     """Calls in Trio for one peer, a few at a time. Those for the registry are worked on in order,
     and without this a person who opens sessions in heaps would be before all others there."""
 
-    def __init__(self, bridge: Bridge, turns: asyncio.Semaphore) -> None:
+    def __init__(self, bridge: Bridge, turns: _Turns) -> None:
         self._bridge = bridge
         self._turns = turns
 
     async def in_trio(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """See `Bridge.in_trio`."""
-        async with self._turns:
-            return await self._bridge.in_trio(function, *args)
+        self._turns.calls += 1
+        try:
+            async with self._turns:
+                return await self._bridge.in_trio(function, *args)
+        finally:
+            self._turns.calls -= 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many calls wait that the peer is to begin nothing more."""
+        return self._turns.calls >= _MOST_IN_LANE
 
     def spawn(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         """Have this called when its turn comes. It must not raise."""

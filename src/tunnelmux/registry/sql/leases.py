@@ -32,8 +32,8 @@ _MOST_OF_A_DEVICE = 500
 # are told of all when they connect.
 
 _MAX_SERVICES = 64
-_MAX_DETAILS = 4 * MOST_TEXT
-# Characters of JSON about one event, with what is not text in it.
+_MAX_DETAILS = 8 * MOST_TEXT
+# Characters of JSON about one event, with what is not text in it. A control character takes six.
 
 _SLACK = timedelta(seconds=30)
 # How far apart two clocks may be: another program's clock may have computed "in 12 h".
