@@ -235,6 +235,29 @@ async def test_what_is_no_logout_token_is_refused(claims: dict[str, Any]) -> Non
             await client_of(fake).check_logout_token(token)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"alg":"none"}',
+        b'{"alg":["RS256"]}',
+        b'{"alg":{}}',
+        b'{"alg":"RS256","kid":{}}',
+        b'{"alg":"RS256","crit":5}',
+        b'{"alg":"RS256","crit":[[]]}',
+        b'{"alg":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b"[1]",
+        b"\xff",
+    ],
+)
+async def test_a_header_of_any_types_makes_no_logout_token(header: bytes) -> None:
+    """Any stranger can send one, and its header is read before its signature is checked."""
+    async with fake_provider() as fake:
+        _, claims, signature = fake.id_token(events=LOGOUT, jti="1", sid="s").split(".")
+        begin = base64.urlsafe_b64encode(header).rstrip(b"=").decode()
+        with pytest.raises(OIDCError):
+            await client_of(fake).check_logout_token(f"{begin}.{claims}.{signature}")
+
+
 async def test_no_secret_is_in_a_repr() -> None:
     async with fake_provider() as fake:
         provider = client_of(fake, "s3cret")

@@ -44,6 +44,9 @@ _KEYS_RELOAD = 60.0
 _METADATA_AGE = 3600.0
 # Seconds after which metadata is read again.
 
+_NO_TOKEN = (JoseError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
+# What reading a stranger's token can raise: joserfc checks the types of some fields only.
+
 _LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 
 
@@ -319,13 +322,13 @@ class Provider:
         keys = await self._read_keys()
         try:
             return jwt.decode(token, keys, algorithms=self._config.algorithms)
-        except (JoseError, ValueError) as exc:
+        except _NO_TOKEN as exc:
             if not self._is_old(self._keys_read, _KEYS_RELOAD):
                 raise OIDCError(f"the token is not the provider's: {type(exc).__name__}") from exc
         keys = await self._read_keys(again=True)  # the provider may have new ones
         try:
             return jwt.decode(token, keys, algorithms=self._config.algorithms)
-        except (JoseError, ValueError) as exc:
+        except _NO_TOKEN as exc:
             raise OIDCError(f"the token is not the provider's: {type(exc).__name__}") from exc
 
     async def _read_keys(self, *, again: bool = False) -> KeySet:
