@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from support.registries import ANN, OpenRegistry, WallClock, add_tenant
+from support.tenants import HOST_KEYS
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryRefused
-from tunnelmux.registry import PairingRules, Registry, TenantRegistry
-from tunnelmux.registry.sql import paging, pairing, people, tokens
+from tunnelmux.registry import PairingRules, Registry, TenantRegistry, new_id
+from tunnelmux.registry.sql import paging, pairing, people, shares, tokens
 
 ELSEWHERE = "2001:db8:7::1"
 
@@ -121,3 +124,57 @@ async def test_begun_log_ins_of_terminals_share_their_places(open_registry: Open
         assert (await registry.terminals.poll(mine)).state == "open"
         assert await refused_code(registry.terminals.poll(flood[0])) == "request_unknown"
         assert (await registry.terminals.poll(flood[1])).state == "open"
+
+
+async def test_one_person_writes_so_much_into_the_audit_in_a_day(
+    registry: Registry,
+    acme: TenantRegistry,
+    other: TenantRegistry,
+    clock: WallClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shares, "_MOST_A_DAY", 7)
+    eve = replace(ANN, id="eve")
+    here, there = registry.tenant(acme.tenant_id, eve), registry.tenant(other.tenant_id, eve)
+    device, _ = await here.devices.add("cam1")  # two entries
+    for _ in range(5):
+        await here.audit.note("x.y", object_kind="x", object_id="1")
+    for refused in (
+        here.audit.note("x.y", object_kind="x", object_id="1"),
+        there.devices.add("cam2"),  # it is the person's share, in whatever tenant
+    ):
+        assert await refused_code(refused) == "too_many"
+    assert not (await other.devices.page()).items
+    # What takes rights away goes on, and so do other people.
+    await here.devices.set_enabled(device.id, False)
+    bob = registry.tenant(acme.tenant_id, replace(ANN, id="bob"))
+    await bob.devices.add("cam3")
+    assert await refused_code(here.devices.set_enabled(device.id, True)) == "too_many"
+    clock.pass_time(86_400)
+    await here.devices.set_enabled(device.id, True)
+
+
+@pytest.mark.parametrize("how", ["codes", "host keys"])
+async def test_a_device_writes_so_much_into_the_audit_in_a_day(
+    registry: Registry,
+    acme: TenantRegistry,
+    clock: WallClock,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """A code that ends at once makes room for another, and a server may change its keys always."""
+    device, _ = await acme.devices.add("cam1")
+    monkeypatch.setattr(shares, "_MOST_A_DAY", 3)
+
+    async def cause(number: int) -> None:
+        if how == "codes":
+            ends = clock.now + timedelta(seconds=1)
+            more = {"services": ("ssh",), "starts": clock.now, "ends": ends}
+            await registry.fleet.open_code_lease(new_id(), device.id, **more)
+            clock.pass_time(2)
+        else:
+            await registry.fleet.report_host_keys(device.id, (HOST_KEYS[number % 2],))
+
+    for number in range(3):
+        await cause(number)
+    assert await refused_code(cause(3)) == "too_many"

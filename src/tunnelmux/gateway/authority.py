@@ -251,7 +251,8 @@ class Authority:
         try:
             await tenant.leases.use(access.lease.id, details)
         except (RegistryRefused, NoSuchRecord) as exc:
-            raise AccessDenied("your lease is over") from exc
+            too_many = isinstance(exc, RegistryRefused) and exc.code == "too_many"
+            raise AccessDenied(str(exc) if too_many else "your lease is over") from exc
 
     async def note(
         self, access: Access, address: str, what: str, details: dict[str, object]

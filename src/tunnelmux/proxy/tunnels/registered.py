@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import trio
 
 import tunnelmux
-from tunnelmux.errors import NoSuchRecord, RegistryAway, RegistryError, RegistryFailed
+from tunnelmux.errors import (
+    NoSuchRecord,
+    RegistryAway,
+    RegistryError,
+    RegistryFailed,
+    RegistryRefused,
+)
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
@@ -559,6 +565,8 @@ class RegisteredDevices:
                 problem = await registry.fleet.report_host_keys(device_id, keys)
             except NoSuchRecord:
                 problem = ""  # the device is gone
+            except RegistryRefused as error:
+                problem = str(error)  # not tried again: the reports of other devices come after it
             if problem:
                 _log.warning("host keys not taken", device=handle.device, cause=problem)
             if self._host_keys.get(device_id) == (handle, keys):

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret, hash_token
 from tunnelmux.errors import RegistryError
 from tunnelmux.observability import get_logger
+from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.browser_sessions import (
     BrowserSession,
     BrowserSessions,
@@ -63,7 +64,9 @@ class SqlBrowserSessions(Repository, BrowserSessions):
             "address": new.session.address,
             "user_agent": new.session.user_agent,
         }
-        tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
+        by = Actor(kind="user", id=signed_in.user_id, name=new.session.user_name, address=address)
+        mine = tx.acting(by)  # a browser that signs in again and again uses up its person's share
+        mine.record("browser_session.begin", "browser_session", new.session.id, after=after)
         if earlier is not None and is_replaced:
             tx.announce("browser_session", earlier.id)
         return new

@@ -20,6 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from tunnelmux.config import Secret
 from tunnelmux.errors import ConfigError, RegistryAway, RegistryError, RegistryFailed
 from tunnelmux.registry.sql.problems import is_worth_another_try, translate
+from tunnelmux.registry.sql.shares import DailyShares
 
 __all__ = ["CONNECT_TIMEOUT", "Database", "parse_url"]
 
@@ -63,6 +64,8 @@ class Database:
         self.timeout = timeout
         self.failures = {"away": 0, "failed": 0}
         """How many calls of `run` have failed in these ways."""
+        self.shares = DailyShares()
+        """What persons and devices have written into the audit today."""
         self._calls = threading.local()
         self._is_closed = False
         if self.is_sqlite:

@@ -21,6 +21,7 @@ from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.guard import check_tenant
+from tunnelmux.registry.sql.shares import DailyShares
 
 __all__ = [
     "CHANNEL",
@@ -48,12 +49,19 @@ class Transaction:
     """
 
     def __init__(
-        self, connection: Connection, *, tenant_id: str | None, actor: Actor, now: datetime
+        self,
+        connection: Connection,
+        *,
+        tenant_id: str | None,
+        actor: Actor,
+        now: datetime,
+        shares: DailyShares,
     ) -> None:
         self.tenant_id = tenant_id
         self.actor = actor
         self.now = now
         self._connection = connection
+        self._shares = shares
 
     @property
     def tenant(self) -> str:
@@ -67,17 +75,22 @@ class Transaction:
         On PostgreSQL others may have written there while this one waited for its turn: what was
         read before must be read again, and no row of the tenant may be locked before.
         """
-        inner = Transaction(self._connection, tenant_id=tenant_id, actor=self.actor, now=self.now)
+        inner = self._bound(tenant_id, self.actor)
         inner.lock()
         return inner
 
     def above(self) -> Transaction:
         """The same transaction, bound to no tenant, for records that belong to none yet."""
-        return Transaction(self._connection, tenant_id=None, actor=self.actor, now=self.now)
+        return self._bound(None, self.actor)
 
     def acting(self, actor: Actor) -> Transaction:
         """The same transaction with another actor, who became known within the transaction."""
-        return Transaction(self._connection, tenant_id=self.tenant_id, actor=actor, now=self.now)
+        return self._bound(self.tenant_id, actor)
+
+    def _bound(self, tenant_id: str | None, actor: Actor) -> Transaction:
+        return Transaction(
+            self._connection, tenant_id=tenant_id, actor=actor, now=self.now, shares=self._shares
+        )
 
     def lock(self) -> None:
         """Be the only writer in this tenant until the end; raises NoSuchRecord.
@@ -190,8 +203,10 @@ class Transaction:
     ) -> AuditEntry:
         """Write the audit entry of a change, chained to the previous one.
 
-        Without a tenant it goes into the installation's own audit.
+        Without a tenant it goes into the installation's own audit. Raises RegistryRefused
+        `too_many` where the actor has caused too many within a day.
         """
+        self._shares.take(self.actor, action, self.now)
         tenants = schema.tenants
         tenant_id = self.tenant_id or schema.SYSTEM_TENANT
         number, previous = self._connection.execute(
@@ -270,7 +285,11 @@ class Repository:
 
     def _begin(self, connection: Connection, write: bool) -> Transaction:
         transaction = Transaction(
-            connection, tenant_id=self._tenant_id, actor=self._actor, now=self._clock()
+            connection,
+            tenant_id=self._tenant_id,
+            actor=self._actor,
+            now=self._clock(),
+            shares=self._database.shares,
         )
         if write and self._tenant_id is not None:
             transaction.lock()
