@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 import trio
+import trustme
 from click.testing import CliRunner
 
 from tunnelmux import __version__
@@ -353,3 +354,38 @@ def test_a_connection_that_ssh_asked_for_and_does_not_get_says_what_the_lines_of
     by_a_person = run(tunnelmux, "connect", *place, "dev1", "ssh").exception
     assert isinstance(by_ssh, ConnectError) and isinstance(by_a_person, ConnectError)
     assert str(by_ssh) == f"{by_a_person}\n{meaning}"
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("mysql://db/x", 'registry.url: the database "mysql" is not supported: write the URL as '),
+        ("/var/lib/registry.db", "registry.url is not a URL: write it as sqlite:////var/lib/"),
+        ("sqlite:///registry.db", "registry.url: SQLite needs the absolute path of a file"),
+    ],
+)
+def test_check_refuses_a_registry_that_no_start_would_take(run, tmp_path, url, problem):
+    pytest.importorskip("sqlalchemy")
+    (tmp_path / "proxy.toml").write_text(f'{PROXY_TOML}[registry]\nurl = "{url}"\n')
+    result = run(proxy, "check", "--config", "proxy.toml")
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(problem)
+
+
+def test_check_loads_the_certificates(run, tmp_path):
+    pair = trustme.CA().issue_cert("localhost")
+    pair.cert_chain_pems[0].write_to_path(tmp_path / "a.pem")
+    pair.private_key_pem.write_to_path(tmp_path / "a.key")
+    trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "b.key")
+    settings = '{}[{}]\nlisten = "127.0.0.1:0"\ntls_certificate = "a.pem"\ntls_key = "{}.key"\n'
+    for table in ("internal", "ingress.http"):
+        (tmp_path / "proxy.toml").write_text(settings.format(PROXY_TOML, table, "a"))
+        good = run(proxy, "check", "--config", "proxy.toml")
+        assert good.exit_code == 0, good.output
+        (tmp_path / "proxy.toml").write_text(settings.format(PROXY_TOML, table, "b"))
+        bad = run(proxy, "check", "--config", "proxy.toml")
+        assert isinstance(bad.exception, ConfigError)
+        assert str(bad.exception).startswith(
+            f"{table}.tls_certificate: cannot load the certificate"
+        )
+        assert "both must be readable PEM files that belong together" in str(bad.exception)

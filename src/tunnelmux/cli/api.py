@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.checked import check_certificates, check_registry_url
 from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import (
     all_option,
@@ -135,7 +136,15 @@ def check(
     context: click.Context, /, config_file: Path | None, show_all: bool, **_settings: object
 ) -> None:
     """Validate the configuration and print the result, secrets hidden."""
-    print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
+
+    def load(warn: Callable[[str], None]) -> ApiConfig:
+        config = _load(context, config_file, warn)
+        check_registry_url(config.registry)
+        pair = (config.api.tls_certificate, config.api.tls_key)
+        check_certificates({"api.tls_certificate": pair})
+        return config
+
+    print_checked(_PROGRAM, load, show_all=show_all)
 
 
 @api.group()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.checked import check_registry_url
 from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import (
     all_option,
@@ -93,7 +94,13 @@ def check(
     context: click.Context, /, config_file: Path | None, show_all: bool, **_settings: object
 ) -> None:
     """Validate the configuration and print the result, secrets hidden."""
-    print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
+
+    def load(warn: Callable[[str], None]) -> GatewayConfig:
+        config = _load(context, config_file, warn)
+        check_registry_url(config.registry)
+        return config
+
+    print_checked(_PROGRAM, load, show_all=show_all)
 
 
 @gateway.group()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.checked import check_certificates, check_registry_url
 from tunnelmux.cli.options import (
     all_option,
     common_settings,
@@ -162,7 +163,33 @@ def check(
     context: click.Context, /, config_file: Path | None, show_all: bool, **_settings: object
 ) -> None:
     """Validate the configuration and print the result, secrets hidden."""
-    print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
+
+    def load(warn: Callable[[str], None]) -> ProxyConfig:
+        config = _load(context, config_file, warn)
+        check_registry_url(config.registry)
+        check_certificates(_certificates(config))
+        return config
+
+    print_checked(_PROGRAM, load, show_all=show_all)
+
+
+def _certificates(config: ProxyConfig) -> dict[str, tuple[Path | None, Path | None]]:
+    """Each certificate with its key, by the setting that names it."""
+    listeners = {
+        "tunnel": config.tunnel,
+        "ingress.http": config.ingress.http,
+        "internal": config.internal,
+        "socketio": config.socketio,
+    }
+    pairs = {
+        f"{table}.tls_certificate": (listener.tls_certificate, listener.tls_key)
+        for table, listener in listeners.items()
+        if listener is not None
+    }
+    more = config.ingress.http.certificates if config.ingress.http is not None else []
+    for index, one in enumerate(more):
+        pairs[f"ingress.http.certificates[{index}].certificate"] = (one.certificate, one.key)
+    return pairs
 
 
 def _load(
