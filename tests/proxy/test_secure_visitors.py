@@ -462,3 +462,23 @@ async def test_the_handshakes_of_others_keep_no_one_waiting(
         for newcomer in newcomers:
             assert newcomer.recv(1) == b"\x16"  # a handshake record
             newcomer.close()
+
+
+@pytest.mark.slow
+async def test_an_upload_waits_for_a_target_that_does_not_read(target: Target) -> None:
+    """The stream's credit is used up then, and nothing goes round while it is."""
+    body = random.Random(7).randbytes(24 * MIB)
+    head = f"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    sent = trio.Event()
+
+    async def upload() -> None:
+        await target.visitor.send(head.encode() + body)
+        sent.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload)
+        peer = await target.connection()
+        await peer.read_head()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not sent.is_set()
+        assert await peer.read_exactly(len(body)) == body
