@@ -254,6 +254,36 @@ def test_a_way_to_a_persons_agent_that_was_cut_is_not_opened_later() -> None:
     assert asyncio.run(play()) == (True, ["over", "aborted"])
 
 
+def test_a_way_to_a_persons_agent_ends_with_the_device_that_was_lost_meanwhile() -> None:
+    async def play() -> tuple[bool, list[str]]:
+        answer = asyncio.get_running_loop().create_future()
+        events: list[str] = []
+        there = SimpleNamespace(abort=lambda: events.append("aborted"), pause_reading=lambda: None)
+
+        async def open_there(factory: Any) -> None:
+            await answer
+            factory().connection_made(there)
+
+        person: Any = SimpleNamespace(
+            create_agent_channel=lambda _window: SimpleNamespace(open=open_there)
+        )
+        end = SideChannel("agent", lambda _: events.append("over"))
+        async with connected(Device(takes_channels=True)) as device:
+            carry_back(device, person, lambda _kind: end, lambda _: None, agent=True, x11=False)
+            _, joining = device._process_auth_agent_at_openssh_dot_com_open(
+                SimpleNamespace(check_end=lambda: None)
+            )
+            task = asyncio.get_running_loop().create_task(joining)
+            await asyncio.sleep(0)
+            device.abort()
+            await device.wait_closed()
+            answer.set_result(None)
+            await task
+        return end.is_over, events
+
+    assert asyncio.run(play()) == (True, ["aborted", "over"])
+
+
 def test_a_visit_that_was_given_up_leaves_no_channel_at_a_device() -> None:
     async def main(loop: asyncio.AbstractEventLoop) -> None:
         async with trio.open_nursery() as nursery:

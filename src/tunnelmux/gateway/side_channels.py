@@ -162,7 +162,7 @@ class SideChannel(asyncssh.SSHTCPSession[bytes]):
 
 
 async def _join(
-    end: SideChannel, here: Any, open_there: Callable[[Any], Awaitable[object]]
+    end: SideChannel, device: Any, open_there: Callable[[Any], Awaitable[object]]
 ) -> None:
     """Open the other end of a pair. Raises ChannelOpenError."""
     end.other = other = SideChannel(end.kind)
@@ -179,7 +179,7 @@ async def _join(
         timer.cancel()
     if end.is_over:
         raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "it is over")
-    if here.get_connection() is None:  # lost meanwhile: asyncssh never asks for this end
+    if device.is_closed():  # lost meanwhile: asyncssh never asks for this end
         other.cut("")
         end.connection_lost(None)
 
@@ -199,11 +199,9 @@ def carry_back(
     `x11_failed(session)` is called where the device's sshd refuses X11.
     """
 
-    async def join(
-        kind: str, here: Any, open_there: Callable[[Any], Awaitable[object]]
-    ) -> SideChannel:
+    async def join(kind: str, open_there: Callable[[Any], Awaitable[object]]) -> SideChannel:
         end = begin(kind)
-        await _join(end, here, open_there)
+        await _join(end, device, open_there)
         return end
 
     if agent:
@@ -212,7 +210,7 @@ def carry_back(
             packet.check_end()
             here = device.create_unix_channel(None, "strict", WINDOW)
             there = person.create_agent_channel(WINDOW)
-            return here, join("agent", here, there.open)
+            return here, join("agent", there.open)
 
         device._process_auth_agent_at_openssh_dot_com_open = agent_opened  # noqa: SLF001
         device._agent_forward_path = "the person's"  # noqa: SLF001  each session asks for it
@@ -224,7 +222,7 @@ def carry_back(
         port = packet.get_uint32()
         packet.check_end()
         here, there = device.create_x11_channel(WINDOW), person.create_x11_channel(WINDOW)
-        return here, join("x11", here, lambda factory: there.open(factory, host, port))
+        return here, join("x11", lambda factory: there.open(factory, host, port))
 
     async def attach(_channel: Any, request: X11Request, *_: Any) -> tuple[bytes, bytes, int]:
         """Asyncssh asks this for what it is to send in `x11-req`."""
