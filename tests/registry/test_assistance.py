@@ -190,8 +190,8 @@ async def test_a_lease_lets_in_and_its_end_cuts_within_the_bound(
 async def test_the_proxy_ends_a_lease_by_its_own_clock(
     acme: TenantRegistry, database_url: str, tmp_path: Path
 ) -> None:
-    # The agent's clock stands still.
-    async with scene(acme, database_url, tmp_path, clock=SteadyClock(lambda: 0.0)) as on:
+    began = SteadyClock().now()  # the agent's clock stands still
+    async with scene(acme, database_url, tmp_path, clock=SteadyClock(lambda: began)) as on:
         lease = await on.running()
         stream = await on.connect(lease.id)
         assert await echoes(stream)
