@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -250,6 +251,31 @@ async def test_a_flood_of_one_tenants_events_costs_another_nothing(
         assert [event.object_id for event in found].count("mine") == 2
         assert not has_gap
         assert hub.after(seen, "evil")[1]
+
+
+async def test_a_burst_goes_to_a_follower_in_few_pieces(tmp_path: Path) -> None:
+    """Each piece costs a turn and a write for each follower: 256 followers of a thousand events
+    would keep other callers waiting for seconds."""
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        hub = api.running.api.hub
+        head = f"GET /api/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n\r\n"
+        async with await trio.open_tcp_stream("127.0.0.1", api.running.port) as stream:
+            await stream.send_all(head.encode())
+            follower = Follower(stream)
+            await follower.following()
+            for number in range(500):  # at once: no follower has its turn within
+                hub._record(ada.tenant_id, "lamp.changed", f"lamp-{number}", datetime.now(UTC))
+            lines = []
+            with trio.fail_after(20):
+                while not any('"lamp-499"' in line for line in lines):
+                    lines.append(await follower.line())
+        told = [line for line in lines if "lamp-" in line]
+        assert [json.loads(line[6:])["object_id"] for line in told] == [
+            f"lamp-{number}" for number in range(500)
+        ]
+        pieces = [line for line in lines if re.fullmatch("[0-9a-f]+", line)]
+        assert 1 <= len(pieces) <= 10
 
 
 async def test_what_all_nodes_of_a_cluster_tell_is_told_once() -> None:
