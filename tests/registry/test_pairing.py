@@ -168,7 +168,7 @@ async def test_who_asks_from_many_networks_keeps_no_other_device_out(
         assert await refused_code(ask("2001:db8:0:9::1")) == "too_many_requests"
         device = await ask("203.0.113.9")
         assert await refused_code(joining.poll(first)) == "pairing_unknown"
-        again = await ask("2001:db8:1::1")  # another block
+        again = await ask("2001:db9:1::1")  # another provider's block
         for poll in (*others[1:], device, again):
             waiting = await joining.poll(poll)
             assert isinstance(waiting, Pairing)
@@ -177,6 +177,28 @@ async def test_who_asks_from_many_networks_keeps_no_other_device_out(
         await ask("198.51.100.1")
         # Four blocks with one each: none gives way any more.
         assert await refused_code(ask("192.0.2.1")) == "too_many_requests"
+
+
+@pytest.mark.parametrize(
+    "flood",
+    ["2001:db8:{}::1", "198.51.{}.1"],  # a /32 has 65,536 blocks of one customer, a /16 has 256
+)
+async def test_who_asks_from_many_blocks_of_one_provider_keeps_no_other_device_out(
+    open_registry: OpenRegistry, flood: str
+) -> None:
+    async with open_registry(rules=PairingRules(max_waiting=4)) as registry:
+        joining = registry.joining
+        first, *others = [
+            (await joining.request(address=flood.format(number)))[2] for number in range(4)
+        ]
+        one_more = joining.request(address=flood.format(9))
+        assert await refused_code(one_more) == "too_many_requests"
+        device = (await joining.request(address="203.0.113.9"))[2]
+        assert await refused_code(joining.poll(first)) == "pairing_unknown"
+        for poll in (*others, device):
+            waiting = await joining.poll(poll)
+            assert isinstance(waiting, Pairing)
+            assert waiting.state == "open"
 
 
 async def test_a_device_that_asks_is_found_by_its_code_and_let_in(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["block_of", "network_of", "wider_networks"]
+__all__ = ["allocation_of", "block_of", "network_of", "wider_networks"]
 
 
 def network_of(address: str) -> str:
@@ -44,9 +44,20 @@ def block_of(address: str) -> str:
     """The block that one customer of a provider may have: of IPv6 the /48, of IPv4 the /24. Text
     that is no address is returned unchanged.
     """
+    return _around(address, ipv4=24, ipv6=48)
+
+
+def allocation_of(address: str) -> str:
+    """The block that a registry allocates to a provider, and anybody may become one: of IPv6 the
+    /32, of IPv4 the /16. Text that is no address is returned unchanged.
+    """
+    return _around(address, ipv4=16, ipv6=32)
+
+
+def _around(address: str, *, ipv4: int, ipv6: int) -> str:
     try:
         parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
     except ValueError:
         return address
-    length = 24 if parsed.version == 4 else 48
+    length = ipv4 if parsed.version == 4 else ipv6
     return str(ipaddress.ip_network((parsed, length), strict=False))

@@ -44,7 +44,8 @@ class PairingRules:
     max_waiting: int = 1000
     """Devices without a tenant that may wait at once; as many of each tenant, with an install key,
     and as many terminals that wait for a sign-in. Anybody may ask, so the places are shared:
-    when all are taken, the block of addresses (/24, IPv6: /48) that has most of them loses one."""
+    when all are taken, the block of addresses (/24, IPv6: /48) that has most of them loses one, or
+    where none has more than others, the provider (/16, IPv6: /32)."""
     key_budget: int = 1000
     """Uses of one install key within `budget_period`, half of them at most from one block of
     addresses: so a thief of the key leaves some to its owner, who has time to revoke it."""

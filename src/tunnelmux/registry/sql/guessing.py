@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import hash_token
-from tunnelmux.config.networks import block_of, network_of, wider_networks
+from tunnelmux.config.networks import allocation_of, block_of, network_of, wider_networks
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
@@ -119,8 +119,8 @@ def make_room(
 
     Any stranger may ask, so what waits gives way, the oldest first: of this address when it has
     `most_here`, so that a flood pushes itself out and refuses no neighbour; else of the block of
-    addresses that has most, or of the address in the own block. A request that a person who has
-    signed in has looked up gives no way.
+    addresses that has most, or of the address in the own block, or of the provider that has most.
+    A request that a person who has signed in has looked up gives no way.
     """
     rows = tx.execute(  # `most` at most
         sa.select(table.c.id, table.c.address)
@@ -136,6 +136,8 @@ def make_room(
         block = [row for row in rows if block_of(row.address) == block_of(address)]
         oldest = _oldest_of_most(rows, block_of, address)
         oldest = oldest or _oldest_of_most(block, network_of, address)
+        # A provider has as many blocks of IPv6 as it likes.
+        oldest = oldest or _oldest_of_most(rows, allocation_of, address)
     if oldest is not None:
         # If it was looked up or decided in this moment, it stays, and there is one too many.
         gives_way = sa.and_(table.c.id == oldest, waiting, table.c.seen.is_(sa.false()))
