@@ -16,6 +16,7 @@ from support.fake_oidc import (
     fake_provider,
     new_key,
     signed_by_stranger,
+    signed_with_lone_surrogate,
     signed_with_public_key,
     unsigned,
 )
@@ -103,6 +104,7 @@ WRONG_TOKENS: dict[str, Callable[[FakeProvider], None]] = {
     "algorithm none": lambda fake: setattr(fake, "sign", unsigned),
     "HS256 with the public key": lambda fake: setattr(fake, "sign", signed_with_public_key),
     "another key under the same id": lambda fake: setattr(fake, "sign", signed_by_stranger),
+    "a name that is no text": lambda fake: setattr(fake, "sign", signed_with_lone_surrogate),
     "rubbish": lambda fake: setattr(fake, "sign", lambda *_: "not.a.token"),
     "absent": lambda fake: setattr(
         fake, "token_answer", lambda _: b'{"access_token": "a", "expires_in": 1}'

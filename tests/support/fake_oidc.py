@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import trio
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import KeySet, RSAKey
 
 __all__ = ["FakeProvider", "fake_provider"]
@@ -127,6 +127,13 @@ def signed_with_public_key(provider: FakeProvider, claims: dict[str, Any]) -> st
 def signed_by_stranger(provider: FakeProvider, claims: dict[str, Any]) -> str:
     """Another key under the provider's key id."""
     return jwt.encode({"alg": "RS256", "kid": provider.keys[0].kid}, claims, new_key())
+
+
+def signed_with_lone_surrogate(provider: FakeProvider, claims: dict[str, Any]) -> str:
+    """Half a character, which JSON can write and no database can keep."""
+    key = provider.keys[0]
+    content = json.dumps(claims | {"name": "\ud800"}).encode()
+    return jws.serialize_compact({"alg": "RS256", "kid": key.kid}, content, key)
 
 
 def _part(value: dict[str, Any]) -> str:

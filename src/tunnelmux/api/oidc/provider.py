@@ -8,6 +8,7 @@ they share one TLS context, which is what makes them costly.
 
 from __future__ import annotations
 
+import json
 import secrets
 import ssl
 from collections.abc import Mapping
@@ -316,6 +317,7 @@ class Provider:
             registry.validate(decoded.claims)
         except JoseError as exc:
             raise OIDCError(f"the token is not acceptable: {exc}") from exc
+        _check_text(decoded.claims)
         return decoded.claims
 
     async def _decode(self, token: str) -> jwt.Token:
@@ -371,6 +373,14 @@ def _tokens_of(answer: Mapping[str, Any]) -> Tokens:
         identity if isinstance(identity, str) else None,
         float(lifetime),
     )
+
+
+def _check_text(claims: Mapping[str, Any]) -> None:
+    """Refuse what no database can keep: JSON can write one half of a surrogate pair."""
+    try:
+        json.dumps(claims, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise OIDCError("the token has a text that is not valid Unicode") from None
 
 
 def _short(value: object) -> str:
