@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 __all__ = ["allocation_of", "block_of", "network_of", "wider_networks"]
 
+_MOST_KNOWN = 8192
+# Addresses whose groups are remembered: a thousand that wait are grouped again for each new one.
 
+
+@lru_cache(maxsize=_MOST_KNOWN)
 def network_of(address: str) -> str:
     """The group that a per-address limit counts an address in: itself, of IPv6 its /64, which is
     what one subscriber has. An IPv4-mapped address counts as the IPv4 address; text that is no
@@ -54,6 +59,7 @@ def allocation_of(address: str) -> str:
     return _around(address, ipv4=16, ipv6=32)
 
 
+@lru_cache(maxsize=_MOST_KNOWN)
 def _around(address: str, *, ipv4: int, ipv6: int) -> str:
     try:
         parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
