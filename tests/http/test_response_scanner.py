@@ -48,11 +48,16 @@ GOOD_RESPONSES = {
         0,
         "bodiless",
     ),
-    "304": (response(b"Content-Length: 9", line=b"HTTP/1.1 304 Not Modified"), 0, "bodiless"),
+    "304": (response(line=b"HTTP/1.1 304 Not Modified"), 0, "bodiless"),
+    "304 with a length": (
+        response(b"Content-Length: 9", line=b"HTTP/1.1 304 Not Modified"),
+        0,
+        "bodiless closes",
+    ),
     "304 chunked": (
         response(b"Transfer-Encoding: chunked", line=b"HTTP/1.1 304 Not Modified"),
         0,
-        "bodiless",
+        "bodiless closes",
     ),
     "blanks around a value": (response(b"Content-Length: 1", b"A: \t b \t"), 1, ""),
     "an upgrade offered": (

@@ -102,6 +102,46 @@ async def test_one_that_is_in_doubt_is_not_used_again(answer: bytes) -> None:
         await visit(target, "/2")
 
 
+@pytest.mark.parametrize("lines", [b"Content-Length: 40\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("odd", [b"", b"X-Odd : field\r\n"], ids=["scanned", "judged"])
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+async def test_a_body_that_may_not_follow_answers_no_other_visitor(
+    method: str, status: int, odd: bytes, lines: bytes
+) -> None:
+    """A faulty target sends the announced body after the head. What is in it may be a whole answer,
+    which a visitor uploaded; the next visitor's request may be on the connection by then."""
+    async with rig(keeps_idle=True) as target:
+        await begin(target)
+        target.visitor = await target.new_visitor()
+        peer, _ = await target.ask(get("/1", CLOSE).replace(b"GET", method.encode(), 1))
+        await peer.send(b"HTTP/1.1 %d X\r\n" % status + odd + lines + b"\r\n")
+        assert b" %d " % status in await target.visitor.read_head()
+        assert await target.visitor.read_all() == b""
+        other = await visit(target, "/2")
+        assert other is not peer
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+    ],
+)
+async def test_one_without_an_announced_body_is_used_again(method: str, answer: bytes) -> None:
+    async with rig(keeps_idle=True) as target:
+        await begin(target)
+        target.visitor = await target.new_visitor()
+        peer, _ = await target.ask(get("/1", CLOSE).replace(b"GET", method.encode(), 1))
+        await peer.send(answer)
+        await target.visitor.read_head()
+        target.visitor = await target.new_visitor()
+        await target.visitor.send(get("/2", CLOSE))
+        assert (await peer.read_head()).startswith(b"GET /2 ")
+        await answered(target, peer)
+
+
 async def test_one_that_says_something_by_itself_is_ended() -> None:
     async with rig(keeps_idle=True) as target:
         await begin(target)

@@ -62,7 +62,7 @@ class HeadJudge:
             0 if bodiless else head.content_length or 0,
             head.chunked,
             until_end,
-            _ends_connection(head),
+            _ends_connection(head, bodiless),
             binds_connection(head.headers, b"www-authenticate"),
         )
 
@@ -77,11 +77,12 @@ class HeadJudge:
         return b"".join([b"%s: %s\r\n" % pair for pair in fields]) + b"\r\n"
 
 
-def _ends_connection(head: ResponseHead) -> bool:
+def _ends_connection(head: ResponseHead, bodiless: bool) -> bool:
     if has_member(head.headers, b"connection", b"close"):
         return True
     if head.version == b"1.0" and not has_member(head.headers, b"connection", b"keep-alive"):
         return True
-    # Something of what these announce may follow, though there is no body to be read.
+    # Some targets send the body that they announce all the same, and maybe later: it must not be
+    # read as the answer to the next request, which may be another visitor's.
     framed = head.content_length or first_value(head.headers, b"transfer-encoding") is not None
-    return head.status == 204 and bool(framed)
+    return bodiless and bool(framed)

@@ -551,6 +551,7 @@ cdef void settle(ResponseShape *shape) noexcept nogil:
     """Decide where the body ends (RFC 9112 6.3), once all fields are known."""
     cdef bint has_length = shape.progress.has_length
     if shape.bodiless:
+        shape.closes |= shape.content_length > 0 or shape.progress.has_coding  # as http/judge
         shape.content_length = 0
         if shape.status < 200:
             shape.closes = False
