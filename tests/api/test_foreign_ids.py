@@ -121,6 +121,7 @@ async def test_in_a_path(tmp_path: Path, role: Role) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.OWNER], ids=str)
 async def test_in_a_query(tmp_path: Path, role: Role) -> None:
     async with stage(tmp_path) as here:
