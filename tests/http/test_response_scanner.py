@@ -52,12 +52,12 @@ GOOD_RESPONSES = {
     "304 with a length": (
         response(b"Content-Length: 9", line=b"HTTP/1.1 304 Not Modified"),
         0,
-        "bodiless closes",
+        "bodiless announces",
     ),
     "304 chunked": (
         response(b"Transfer-Encoding: chunked", line=b"HTTP/1.1 304 Not Modified"),
         0,
-        "bodiless closes",
+        "bodiless announces",
     ),
     "blanks around a value": (response(b"Content-Length: 1", b"A: \t b \t"), 1, ""),
     "an upgrade offered": (

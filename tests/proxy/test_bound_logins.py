@@ -47,6 +47,23 @@ async def test_a_login_stays_on_one_connection(way: str, scheme: str) -> None:
         await log_in(target, scheme=scheme)
 
 
+@pytest.mark.parametrize("way", ["kept", "direct", "h11"])
+async def test_a_login_that_begins_with_heads_stays_on_one_connection(way: str) -> None:
+    """`curl --ntlm -I`: the answers announce bodies that do not follow."""
+    async with rig() as target:
+        if way != "h11":
+            target.way = way
+            await target.first_exchange()
+        peer = None
+        for number, login in enumerate(("NTLM type1", "NTLM type3", "")):
+            extra = f"Authorization: {login}\r\n" if login else ""
+            await target.visitor.send(get(f"/{number}", extra).replace(b"GET", b"HEAD", 1))
+            peer = peer or await target.connection()
+            assert (await peer.read_head()).startswith(b"HEAD /%d " % number)
+            await peer.send((CHALLENGE % b"NTLM type2" if number == 0 else OK).removesuffix(b"no"))
+            await target.visitor.read_head()
+
+
 async def test_a_login_at_a_service_whose_host_is_replaced() -> None:
     """Both ends go by h11 all the time."""
     async with rig(host="intranet") as target:

@@ -145,9 +145,9 @@ async def test_chunked_bodies_pass_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
-        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
         (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
-        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\n\r\n"),
     ],
 )
 async def test_answers_without_a_body_end_with_their_head(method: bytes, answer: bytes) -> None:
@@ -158,6 +158,26 @@ async def test_answers_without_a_body_end_with_their_head(method: bytes, answer:
         assert await target.visitor.read_exactly(len(answer)) == answer
         await target.visitor.send(get("/next"))
         assert (await peer.read_head()).startswith(b"GET /next ")
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n"),
+    ],
+)
+async def test_a_body_that_is_announced_only_leaves_the_visitor_connected(
+    method: bytes, answer: bytes
+) -> None:
+    """Its target is asked anew: such a body might come late."""
+    async with rig() as target:
+        await target.first_exchange()
+        for path in ("/1", "/2"):
+            peer, asked = await target.ask(get(path).replace(b"GET", method))
+            assert asked.startswith(method + b" " + path.encode() + b" ")
+            await peer.send(answer)
+            assert await target.visitor.read_exactly(len(answer)) == answer
 
 
 async def test_who_waits_for_a_100_gets_it_from_the_target() -> None:

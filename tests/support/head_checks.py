@@ -223,7 +223,8 @@ def check_response(raw: bytes, *, to_head: bool, step: int = 1) -> bool:
     closes = has_member(seen.headers, b"connection", b"close") or not keeps or shape["until_end"]
     coded = first_value(seen.headers, b"transfer-encoding") is not None
     announced = bodiless and (bool(seen.content_length) or coded)
-    assert shape["closes"] == ((closes or announced) and seen.status >= 200)
+    assert shape["announces"] == announced
+    assert shape["closes"] == (closes and seen.status >= 200)
     hops = {b"te", b"upgrade", b"http2-settings", b"proxy-connection"}
     hops |= {b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"}
     told = has_member(seen.headers, b"connection", b"upgrade")

@@ -24,7 +24,7 @@ from tunnelmux.limits import IngressLimits
 
 __all__ = ["HeadJudge"]
 
-Verdict = tuple[bytes, int, int, bool, bool, bool, bool]
+Verdict = tuple[bytes, int, int, bool, bool, bool, bool, bool]
 
 
 class HeadJudge:
@@ -39,7 +39,8 @@ class HeadJudge:
 
         The head comes back without its blank line and without `Connection`; then its status, the
         length of the body, whether that is chunked and whether it ends with the connection; whether
-        the target's connection ends after it, and whether it is part of a login that belongs to it.
+        the target's connection ends after it; whether it announces a body that must not follow; and
+        whether it is part of a login that belongs to the connection.
         """
         try:
             head = parse_response(raw, method, self._max_fields)
@@ -62,7 +63,8 @@ class HeadJudge:
             0 if bodiless else head.content_length or 0,
             head.chunked,
             until_end,
-            _ends_connection(head, bodiless),
+            _ends_connection(head),
+            bodiless and _is_framed(head),
             binds_connection(head.headers, b"www-authenticate"),
         )
 
@@ -77,12 +79,11 @@ class HeadJudge:
         return b"".join([b"%s: %s\r\n" % pair for pair in fields]) + b"\r\n"
 
 
-def _ends_connection(head: ResponseHead, bodiless: bool) -> bool:
+def _ends_connection(head: ResponseHead) -> bool:
     if has_member(head.headers, b"connection", b"close"):
         return True
-    if head.version == b"1.0" and not has_member(head.headers, b"connection", b"keep-alive"):
-        return True
-    # Some targets send the body that they announce all the same, and maybe later: it must not be
-    # read as the answer to the next request, which may be another visitor's.
-    framed = head.content_length or first_value(head.headers, b"transfer-encoding") is not None
-    return bodiless and bool(framed)
+    return head.version == b"1.0" and not has_member(head.headers, b"connection", b"keep-alive")
+
+
+def _is_framed(head: ResponseHead) -> bool:
+    return bool(head.content_length) or first_value(head.headers, b"transfer-encoding") is not None

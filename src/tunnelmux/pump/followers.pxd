@@ -131,6 +131,7 @@ cdef class AnswerFollower:
     cdef tuple cookie_hosts
     cdef readonly int status
     cdef readonly bint closes
+    cdef readonly bint announces
     cdef readonly bint until_end
     cdef readonly bint binds
     cdef readonly int64_t content

@@ -11,7 +11,7 @@ class Judge(Protocol):
 
     def answer(
         self, raw: bytes, method: bytes
-    ) -> tuple[bytes, int, int, bool, bool, bool, bool] | str:
+    ) -> tuple[bytes, int, int, bool, bool, bool, bool, bool] | str:
         """The head to pass on in place of this head of an answer, or why there can be none."""
     def trailers(self, raw: bytes) -> bytes | None:
         """The trailer section to pass on in place of this one; None when it is malformed."""
@@ -88,6 +88,11 @@ class AnswerFollower:
     @property
     def closes(self) -> bool:
         """Whether the target's connection ends after this answer."""
+    @property
+    def announces(self) -> bool:
+        """Whether the answer, which has no body, names a length or chunks. Some targets send what
+        they name all the same, maybe later: the next answer must not be looked for behind it, but
+        for one whose connection is a visitor's own."""
     @property
     def until_end(self) -> bool:
         """Whether the body ends with the connection."""

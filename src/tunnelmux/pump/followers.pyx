@@ -385,7 +385,7 @@ cdef class AnswerFollower:
         self.is_last = is_last
         self.status = 0
         self.content = self.more_steps = self.interim = 0
-        self.closes = self.until_end = self.binds = False
+        self.closes = self.announces = self.until_end = self.binds = False
         memset(&self.shape, 0, sizeof(ResponseShape))
         return 0
 
@@ -462,7 +462,7 @@ cdef class AnswerFollower:
         cdef Py_ssize_t size
         if shape.status >= 200:
             self.status = shape.status
-            self.closes = parts
+            self.closes, self.announces = parts, shape.announces
             self.until_end = shape.until_end
             self.binds = shape.binds
             if self.is_last or shape.until_end:
@@ -495,15 +495,16 @@ cdef class AnswerFollower:
         memset(&self.shape, 0, sizeof(ResponseShape))
         if isinstance(verdict, str):
             return self.refuse(verdict)
-        cdef bint chunked, until_end, closes, binds
+        cdef bint chunked, until_end, closes, announces, binds
         cdef int status
         cdef int64_t length
-        head, status, length, chunked, until_end, closes, binds = verdict
+        head, status, length, chunked, until_end, closes, announces, binds = verdict
         head = self.hold_cookies(head)
         if status < 200:
             self.give_made(head + b"\r\n")
             return self.move(INTERIM_READ)
         self.status, self.until_end, self.closes, self.binds = status, until_end, closes, binds
+        self.announces = announces
         self.give_made(head + (CLOSE if self.is_last or until_end else b"") + b"\r\n")
         if until_end:
             return self.move(FINAL_UNTIL_END)

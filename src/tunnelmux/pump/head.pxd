@@ -59,6 +59,7 @@ cdef struct ResponseShape:
     bint chunked
     bint until_end  # the body ends when the connection does
     bint bodiless  # 1xx, 204, 304, or the answer to HEAD
+    bint announces  # bodiless, it names a length or chunks: some targets send them all the same
     bint closes  # the sender ends the connection after this message
     bint is_old  # written as HTTP/1.0
     bint has_hop  # has a field for this hop only, which must not be passed on

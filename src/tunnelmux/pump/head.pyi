@@ -55,6 +55,7 @@ class _Response(TypedDict):
     chunked: bool
     until_end: bool
     bodiless: bool
+    announces: bool
     closes: bool
     is_old: bool
     has_hop: bool

@@ -551,7 +551,7 @@ cdef void settle(ResponseShape *shape) noexcept nogil:
     """Decide where the body ends (RFC 9112 6.3), once all fields are known."""
     cdef bint has_length = shape.progress.has_length
     if shape.bodiless:
-        shape.closes |= shape.content_length > 0 or shape.progress.has_coding  # as http/judge
+        shape.announces = shape.content_length > 0 or shape.progress.has_coding  # as http/judge
         shape.content_length = 0
         if shape.status < 200:
             shape.closes = False
@@ -681,7 +681,7 @@ cdef class HeadScanner:
             "content_length": shape.content_length,
             "chunked": shape.chunked,
             "until_end": shape.until_end,
-            "bodiless": shape.bodiless,
+            "bodiless": shape.bodiless, "announces": shape.announces,
             "closes": shape.closes,
             "is_old": shape.is_old,
             "has_hop": shape.has_hop,

@@ -214,9 +214,7 @@ cdef class HttpRelay(LegUser):
                 continue
             self.give_visitor(data + passed, used - passed, True)
             if answer.gives == GIVES_MADE:
-                self.give_visitor(
-                    <const uint8_t *>PyBytes_AS_STRING(answer.made), len(answer.made), False
-                )
+                self.give_visitor(<uint8_t *>PyBytes_AS_STRING(answer.made), len(answer.made), False)
             leg.stream.give_back(part)
             used += part
             passed = used
@@ -546,6 +544,8 @@ cdef class HttpRelay(LegUser):
         if self.leg is not None:
             self.leg.exchanges += 1
             self.leg.bound = self.leg.bound or answer.binds
+            # A body that is announced only may come late, and would be read as the next answer.
+            answer.closes = answer.closes or (answer.announces and not self.leg.bound)
         if answer.closes or self.has_login_of_another():
             self.ending = max(self.ending, PARTS)
         if answer.until_end or self.request.state_ != REQUEST_DONE or (
