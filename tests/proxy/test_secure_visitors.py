@@ -433,10 +433,12 @@ async def test_a_visitor_without_data_is_dropped(
 NEWCOMERS = 60
 
 
+@pytest.mark.parametrize("begun", [0, 1, 100], ids=lambda begun: f"{begun}-before")
 async def test_the_handshakes_of_others_keep_no_one_waiting(
-    tls: tuple[Path, ssl.SSLContext],
+    tls: tuple[Path, ssl.SSLContext], begun: int
 ) -> None:
-    """They were done in the order of arrival: who had asked waited for those of a whole flood."""
+    """They were done in the order of arrival: who had asked waited for those of a whole flood.
+    So many bytes of their hellos had `begun` to come before."""
     async with rig(tls=tls) as target:
         await target.first_exchange()
         peer = await target.carried_exchange()
@@ -451,7 +453,10 @@ async def test_the_handshakes_of_others_keep_no_one_waiting(
             client.do_handshake()
         said = hello.read()
         for newcomer in newcomers:
-            newcomer.send(said)
+            newcomer.send(said[:begun])
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        for newcomer in newcomers:
+            newcomer.send(said[begun:])
         await target.visitor.send(get("/asked-after-them"))
         assert b"/asked-after-them" in await peer.read_head()
         ready, _, _ = select.select(newcomers, [], [], 0)

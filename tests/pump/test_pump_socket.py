@@ -193,14 +193,14 @@ async def asking(folder: Path) -> AsyncIterator[tuple[PumpSocket, trio.SocketStr
 
 async def sent(peer: trio.SocketStream, ours: PumpSocket, data: bytes) -> bytes:
     """What is read while the peer sends this."""
-    out = b""
+    out = bytearray()
     with trio.fail_after(20):
         for at in range(0, len(data), 20_000):
             await peer.send_all(data[at : at + 20_000])
             await trio.lowlevel.wait_readable(ours.fileno())
             while (some := ours.receive(500)) is not None:
                 out += some
-    return out
+    return bytes(out)
 
 
 async def test_a_peer_that_renews_its_keys_without_end_is_read_no_more(tmp_path: Path) -> None:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import timedelta
 
-from support.registries import WallClock
-from tunnelmux.registry import LeaseTerms, Registry, TenantRegistry, shortened
+from support.registries import WallClock, add_lease
+from tunnelmux.registry import Registry, TenantRegistry, shortened
 from tunnelmux.registry.audit_details import MOST_TEXT
 
 
 async def test_of_a_long_text_the_audit_tells_length_and_digest(
     registry: Registry, acme: TenantRegistry, clock: WallClock
 ) -> None:
-    device, _ = await acme.devices.add("cam1")
-    terms = LeaseTerms(
-        device_id=device.id,
-        services=("ssh",),
-        holder="bob",
-        reason="ticket 7",
-        starts=clock.now,
-        ends=clock.now + timedelta(hours=1),
-    )
-    lease, _ = await acme.leases.add(terms, approved=True)
-    await registry.fleet.answer_lease(lease.id, device.id, given=True)
+    lease = await add_lease(acme, clock, approved=True)
+    await registry.fleet.answer_lease(lease.id, lease.device_id, given=True)
     command = "echo \u00e9; " * 1000
     short = {"kind": "exec", "account": "root", "recording": "r1", "reason": "the person left"}
     details: dict[str, object] = {**short, "text": command, "to_device": 5, "from_device": 7}

@@ -11,9 +11,9 @@ from functools import partial
 import pytest
 import trio
 
-from support.registries import ANN, OpenRegistry, WallClock, add_tenant
+from support.registries import ANN, OpenRegistry, WallClock, add_lease, add_tenant
 from tunnelmux.errors import RegistryRefused
-from tunnelmux.registry import Actor, Lease, LeaseTerms, Registry, TenantRegistry
+from tunnelmux.registry import Actor, Registry, TenantRegistry
 
 OPERATORS = [Actor(kind="user", id=name, name=name) for name in ("bea", "carl")]
 
@@ -54,28 +54,11 @@ async def all_at_once(acts: Sequence[Act]) -> Counter[object]:
     return results
 
 
-async def a_lease(
-    tenant: TenantRegistry, clock: WallClock, *, approved: bool = False, max_uses: int | None = None
-) -> Lease:
-    device, _ = await tenant.devices.add("cam1")
-    terms = LeaseTerms(
-        device_id=device.id,
-        services=("ssh",),
-        holder="bob",
-        reason="ticket 7",
-        starts=clock.now,
-        ends=clock.now + timedelta(hours=1),
-        max_uses=max_uses,
-    )
-    lease, _ = await tenant.leases.add(terms, approved=approved)
-    return lease
-
-
 @pytest.mark.slow
 async def test_operators_the_device_and_the_one_who_asked_act_at_once(
     both: tuple[Registry, Registry], acme: TenantRegistry, clock: WallClock
 ) -> None:
-    lease = await a_lease(acme, clock)
+    lease = await add_lease(acme, clock)
     later = lease.ends + timedelta(hours=1)
     acts: list[Act] = []
     for one in both:
@@ -104,7 +87,7 @@ async def test_operators_the_device_and_the_one_who_asked_act_at_once(
 async def test_what_is_good_once_is_used_once_and_what_is_not_by_all(
     both: tuple[Registry, Registry], acme: TenantRegistry, clock: WallClock
 ) -> None:
-    lease = await a_lease(acme, clock, approved=True, max_uses=1)
+    lease = await add_lease(acme, clock, approved=True, max_uses=1)
     await both[0].fleet.answer_lease(lease.id, lease.device_id, given=True)
     link = await acme.service_links.add(lease.device_id, "web", lifetime=600, once=True)
     until = clock.now.timestamp() + 90

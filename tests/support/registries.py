@@ -10,10 +10,10 @@ from pathlib import Path
 
 from support.postgresql import PostgreSQL
 from tunnelmux.config import Secret
-from tunnelmux.registry import Actor, Registry, TenantRegistry
+from tunnelmux.registry import Actor, Lease, LeaseTerms, Registry, TenantRegistry
 from tunnelmux.registry.sql import schema, upgrade_database
 
-__all__ = ["ANN", "OpenRegistry", "Templates", "WallClock", "add_tenant"]
+__all__ = ["ANN", "OpenRegistry", "Templates", "WallClock", "add_lease", "add_tenant"]
 
 ANN = Actor(kind="user", id="ann", name="Ann", address="192.0.2.1")
 
@@ -37,6 +37,24 @@ class WallClock:
 
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
+
+
+async def add_lease(
+    tenant: TenantRegistry, clock: WallClock, *, approved: bool = False, max_uses: int | None = None
+) -> Lease:
+    """A lease of an hour for a new device cam1."""
+    device, _ = await tenant.devices.add("cam1")
+    terms = LeaseTerms(
+        device_id=device.id,
+        services=("ssh",),
+        holder="bob",
+        reason="ticket 7",
+        starts=clock.now,
+        ends=clock.now + timedelta(hours=1),
+        max_uses=max_uses,
+    )
+    lease, _ = await tenant.leases.add(terms, approved=approved)
+    return lease
 
 
 class Templates:

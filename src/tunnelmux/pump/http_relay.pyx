@@ -67,7 +67,7 @@ cdef class HttpRelay(LegUser):
                  int max_head_fields, Py_ssize_t drain_bytes, bytes early=b""):
         self.pump = pump
         self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
-        self.fd, self.is_first = self.local.fd, self.local.is_unheard()
+        self.fd, self.is_first = self.local.fd, self.local.is_unanswered()
         self.owner, self.carrier = owner, carrier
         self.heeds, self.traces = carrier.heeds, carrier.traces
         self.connection_is_shared = carrier.connection_is_shared
@@ -184,7 +184,7 @@ cdef class HttpRelay(LegUser):
 
     cdef int take_turn(self) except -1:
         self.read_local()
-        self.is_first = self.is_first and self.local.is_unheard()
+        self.is_first = self.is_first and self.local.is_unanswered()
 
     cdef int fail(self, object error) except -1:
         if self.error is None:

@@ -27,6 +27,7 @@ cdef class PumpSocket:
     cdef bint closing
     cdef Py_ssize_t portion
     cdef bint held
+    cdef bint answered
     cdef bint within
     cdef bint garbled
     cdef bint closed
@@ -36,7 +37,7 @@ cdef class PumpSocket:
     cdef int pending_error(self) noexcept
     cdef int fail(self, int code) except -1
     cdef bint has_input(self) noexcept
-    cdef bint is_unheard(self) noexcept
+    cdef bint is_unanswered(self) noexcept
     cdef ssize_t read_into(self, uint8_t *data, Py_ssize_t room) except -3
     cdef ssize_t receive_plain(self, uint8_t *data, Py_ssize_t room) except -3
     cdef ssize_t receive_records(self, uint8_t *data, Py_ssize_t room) except -3

@@ -45,10 +45,10 @@ cdef uint8_t records[CIPHER]
 @cython.final
 cdef class PumpSocket:
     # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end has to be sent behind
-    # it, `held` that reading waits for it, `within` that the last record was not read to its end,
-    # `garbled` that one could not be decrypted, and `closed` that close_notify came; `at_end` is set
-    # once a read has returned 0. `error` is set once, and `hung_up` with it, so that reading goes on
-    # to the end.
+    # it, `held` that reading waits for it, `answered` that TLS had something to send for a read,
+    # `within` that the last record was not read to its end, `garbled` that one could not be
+    # decrypted, and `closed` that close_notify came; `at_end` is set once a read has returned 0.
+    # `error` is set once, and `hung_up` with it, so that reading goes on to the end.
 
     def __init__(self, socket not None, tls=None):
         self.socket = socket
@@ -137,9 +137,10 @@ cdef class PumpSocket:
         cdef uint8_t one
         return recv(self.fd, &one, 1, MSG_DONTWAIT | MSG_PEEK) > 0
 
-    cdef bint is_unheard(self) noexcept:
-        """Whether its TLS handshake has still to be begun, by the peer."""
-        return self.tls is not None and not self.watch.is_open and self.watch.taken == 0
+    cdef bint is_unanswered(self) noexcept:
+        """Whether TLS has still to answer the peer's hello, which may come in crumbs: the answer is
+        what costs most of a handshake."""
+        return self.tls is not None and not self.watch.is_open and not self.answered
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -189,6 +190,7 @@ cdef class PumpSocket:
                 break
             filled = self.take_records(n, data, room)
         if self.outgoing.pending:
+            self.answered = True
             self.flush()
         if filled:
             # The next read returns what the library still has, and what the kernel has.
