@@ -24,7 +24,7 @@ def test_what_is_well_formed_is_read() -> None:
         (b"", "truncated"),
         (b"{", "truncated"),
         (b'{"x": "1"}', "Expected `int`"),
-        (b'{"x": 1, "name": "\xff"}', "utf-8"),
+        (b'{"x": 1, "name": "\xff"}', "(?i)utf-8"),
         (b'{"x": 1, "more": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
     ],
 )
