@@ -345,6 +345,27 @@ def test_a_proxy_that_offers_leases_without_end_fills_neither_memory_nor_disk(
     assert answer == LeaseAnswer("refused", "the device has 64 leases already")
 
 
+def test_a_device_sets_its_limits_of_leases_itself(machine: Machine) -> None:
+    limits = {"max_leases": 3, "max_waiting_leases": 2, "max_new_leases": 4}
+    desk = machine.start(mode="ask", **limits)
+    assert [desk.offer(offer).state for offer in offers(2)] == ["asked", "asked"]
+    answer = desk.offer(offers(1, begin=10)[0])
+    assert answer.reason == "2 requests wait for an answer at the device already"
+    for offer in offers(2):
+        assert desk.answer(offer.id, True, by="me") is None
+    assert desk.offer(offers(1, begin=20)[0]).state == "asked"
+    answer = desk.offer(offers(1, begin=30)[0])
+    assert answer.reason == "the device has 3 leases already"
+    desk.answer(offers(1, begin=20)[0].id, False, by="me")
+    assert desk.offer(offers(1, begin=40)[0]).state == "asked"
+    desk.answer(offers(1, begin=40)[0].id, False, by="me")
+    assert "too many leases" in desk.offer(offers(1, begin=50)[0]).reason
+    machine.pass_time(890.0)
+    assert "too many leases" in desk.offer(offers(1, begin=60)[0]).reason
+    machine.pass_time(20.0)  # a quarter of an hour for each of four
+    assert desk.offer(offers(1, begin=70)[0]).state == "asked"
+
+
 def test_no_more_questions_wait_than_people_can_answer(machine: Machine) -> None:
     desk = machine.start(mode="ask")
     asked = list[str]()
@@ -374,7 +395,7 @@ def test_a_lease_that_is_offered_again_is_not_written_again(
 def test_a_proxy_washes_no_record_of_assistance_away(tmp_path: Path) -> None:
     now = 1_795_000_000.0
     file = tmp_path / "cam1.assist.log"
-    diary = Diary(file, clock=lambda: now)
+    diary = Diary(file, most_of_a_kind=600, clock=lambda: now)
     diary.write("agreed", {"lease": OFFER.id, "who": "x" * 1000, "by": "me"})
     for _ in range(20_000):
         diary.write("connected", {"lease": "another", "service": "web", "who": "y" * 1000})

@@ -70,6 +70,26 @@ class AssistConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The file on this device that records requests, answers, sessions and their ends; default:
     `NAME.assist.log` in the state directory."""
 
+    max_log_lines: int = 600
+    """Lines about one kind of event in that file in an hour, and then how many were left out: a
+    proxy that causes as many as it can pushes no older ones out of its 4 MB within half a day.
+    """
+
+    max_leases: int = 64
+    """Leases that run or wait at once, so that a proxy cannot fill this device's memory. Each
+    person at its services has one or two.
+    """
+
+    max_waiting_leases: int = 16
+    """Of those, requests that wait for an answer. Each may run the hook, and a person answers them
+    one by one.
+    """
+
+    max_new_leases: int = 60
+    """New leases in an hour: as many at once, then one each time that their share of the hour has
+    passed. Each is written to the disk. The others are refused.
+    """
+
     account_keys: Path | None = None
     """The authorized_keys of the account that `assist on --code` opens, like
     `"/var/lib/support/.ssh/authorized_keys"`. Without it, there are no codes."""
@@ -89,6 +109,9 @@ class AssistConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise InvalidSetting("longest", f"must be 60 to {LONGEST:.0f} seconds")
         if not 1 <= self.ask_timeout <= 600:
             raise InvalidSetting("ask_timeout", "must be 1 to 600 seconds")
+        for limit in ("max_log_lines", "max_leases", "max_waiting_leases", "max_new_leases"):
+            if getattr(self, limit) < 1:
+                raise InvalidSetting(limit, "must be at least 1")
         for service in self.services:
             check_label("services", service)
         if self.hours and not _HOURS.fullmatch(self.hours):

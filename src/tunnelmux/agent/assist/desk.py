@@ -25,16 +25,7 @@ _KEPT_EVENTS = 500
 _KEPT_ENDS = 200
 # Ended leases that are remembered, because a proxy that was away may offer them again.
 
-_MOST_HELD = 64
-# Leases that run or wait at once: each person at the device's services has one or two.
-
-_MOST_ASKED = 16
-# Of those, questions that wait for an answer. Each may run a hook, and a person answers one by one.
-
-_NEW_AT_ONCE = 60
-_NEW_EVERY = 60.0
-# New leases that are taken at once, and the seconds after which there may be another: a proxy that
-# offers more makes the device write, and its person look, for nothing.
+_HOUR = 3600.0
 
 _SAVE = 30.0
 # Seconds between two writes of the time left, while a lease runs: see `SteadyClock.recall`.
@@ -306,14 +297,17 @@ class AssistDesk:
 
     def _crowd(self) -> str | None:
         """Why there are too many leases for one more, or None; counts it then."""
-        if len(self._leases) >= _MOST_HELD:
-            return f"the device has {_MOST_HELD} leases already"
-        if sum(not lease.is_given for lease in self._leases.values()) >= _MOST_ASKED:
-            return f"{_MOST_ASKED} requests wait for an answer at the device already"
+        limits = self.config
+        if len(self._leases) >= limits.max_leases:
+            return f"the device has {limits.max_leases} leases already"
+        waiting = sum(not lease.is_given for lease in self._leases.values())
+        if waiting >= limits.max_waiting_leases:
+            return f"{waiting} requests wait for an answer at the device already"
         now = self.clock.now()
-        self._new = max(0.0, self._new - (now - self._new_at) / _NEW_EVERY)
+        passed = (now - self._new_at) / _HOUR
+        self._new = max(0.0, self._new - passed * limits.max_new_leases)
         self._new_at = now
-        if self._new + 1 > _NEW_AT_ONCE:
+        if self._new + 1 > limits.max_new_leases:
             return "the device was offered too many leases: try again in some minutes"
         self._new += 1
         return None

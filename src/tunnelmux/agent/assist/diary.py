@@ -25,19 +25,26 @@ _LIMITS = AuditLimits(max_bytes=1_000_000, keep=3, keep_for=0.0)
 # At most 4 MB of a small device's disk: some 10,000 sessions.
 
 _PERIOD = 3600.0
-_OF_A_KIND = 600
-# Lines about one kind of event in an hour: a proxy that causes as many as it can pushes nothing out
-# of the files within half a day.
+# Seconds for which lines of a kind are counted.
 
 _LONGEST = 200
 # Characters of a text: a proxy may send 1,000 of who asks and why.
 
 
 class Diary:
-    """Writes one JSON object per event; without a path, nothing."""
+    """Writes one JSON object per event, *most_of_a_kind* of a kind in an hour; without a path,
+    nothing.
+    """
 
-    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        most_of_a_kind: int = 600,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._clock = clock
+        self._most_of_a_kind = most_of_a_kind
         self._file: LineFile | None = None
         self._told = False
         self._began = -math.inf
@@ -58,7 +65,7 @@ class Diary:
         if not 0 <= self._clock() - self._began < _PERIOD:
             self._begin_anew()
         self._written[what] += 1
-        if self._written[what] <= _OF_A_KIND:
+        if self._written[what] <= self._most_of_a_kind:
             self._write(what, details)
 
     def _begin_anew(self) -> None:
@@ -66,8 +73,9 @@ class Diary:
         before, self._written = self._written, Counter()
         self._began = self._clock()
         for what, count in before.items():
-            if count > _OF_A_KIND:
-                self._write("lines left out", {"of": what, "count": count - _OF_A_KIND})
+            if count > self._most_of_a_kind:
+                left_out = count - self._most_of_a_kind
+                self._write("lines left out", {"of": what, "count": left_out})
 
     def _write(self, what: str, details: dict[str, Any]) -> None:
         assert self._file is not None  # the caller has looked

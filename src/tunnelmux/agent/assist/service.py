@@ -48,7 +48,8 @@ def _desk_of(config: AgentConfig) -> AssistDesk:
     memory = diary = None
     if _is_on(config):
         memory = AssistMemory(assist_file(config, "state"))
-        diary = Diary(config.assist.log or assist_file(config, "log"))
+        file = config.assist.log or assist_file(config, "log")
+        diary = Diary(file, most_of_a_kind=config.assist.max_log_lines)
     lease_only = _lease_only(config)
     return AssistDesk(
         config.assist, _names(config), lease_only=lease_only, memory=memory, diary=diary
