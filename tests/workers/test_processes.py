@@ -42,6 +42,25 @@ async def test_two_workers_are_one_proxy_to_visitors(workers: Workers) -> None:
     assert await workers.proxy.wait() == 0
 
 
+async def test_looks_of_a_load_balancer_leave_agents_spread(
+    daemons: DaemonSet, web: Address
+) -> None:
+    """Such a look counted as an agent of the worker that took it, for good."""
+    workers = Workers(daemons)
+    names = [f"dev{number}" for number in range(1, 7)]
+    await workers.start(web, devices=names)
+    for device in names[2:]:
+        since = len(workers.proxy.events)
+        looking = Peer(await workers.visit(workers.at_tunnel))
+        await looking.send(b"GET / HTTP/1.0\r\n\r\n")
+        await looking.read_all()
+        await trio.aclose_forcefully(looking.stream)
+        await workers.proxy.logged("tunnel handshake failed", since=since)
+        await workers.start_agent({"web": f"http://{web}"}, device=device)
+    where = [workers.worker_of(device) for device in names]
+    assert sorted(where) == ["worker-1"] * 3 + ["worker-2"] * 3
+
+
 async def test_any_worker_answers_for_all(workers: Workers) -> None:
     tokens = {}
     for _ in range(6):  # on connections of their own, which any worker takes
