@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 __all__ = [
     "INITIAL_WINDOW",
-    "INTERIM_COST",
     "AccessLimits",
     "AuditLimits",
     "ExecLimits",
@@ -24,11 +23,6 @@ __all__ = [
 INITIAL_WINDOW = 262_144
 """Bytes each side may send on a new stream before any window update (yamux spec.md, "Window
 Update"). Fixed by the protocol: a receiver cannot start lower, so it is no setting."""
-
-INTERIM_COST = 256
-"""Bytes that each interim head (1xx) of an answer counts as at least, whatever its size: reading an
-odd one costs as much as 256 bytes of a large head, or more. With max_head_bytes as it is, an answer
-may have 256 of them: one every 10 s for most of an hour."""
 
 
 def most_of_one_tenant(places: int) -> int:
@@ -126,15 +120,20 @@ class IngressLimits:
     """Limits for visitors, handshakes and targets. Sizes in bytes, times in seconds."""
 
     max_head_bytes: int = 65_536
-    """One HTTP head, request or response; and the interim heads (1xx) of one answer together, each
-    counting as 256 bytes at least. Room for the largest cookies that browsers send (about 4 KiB
-    each, a dozen of them), and little enough that 10,000 visitors cannot pin gigabytes."""
+    """One HTTP head, request or response; and the interim heads (1xx) of one answer within a minute
+    together. Room for the largest cookies that browsers send (about 4 KiB each, a dozen of them),
+    and little enough that 10,000 visitors cannot pin gigabytes."""
 
     max_head_fields: int = 256
     """Fields of one HTTP head, and of one trailer section; a request with more gets 431, an answer
     502. Browsers send about 20, the busiest sites some 60; each costs its reader 10 µs in h11, so
     that a head full of them would delay all other requests by a tenth of a second.
     """
+
+    max_interim_heads: int = 16
+    """Interim heads (1xx) of one answer within a minute; with one more it is a 502. Early hints are
+    a few, a sign of life (102) comes every 10 s or so, for as long as it takes; each costs its
+    reader as much as a small answer, and a target could send them for ever."""
 
     head_timeout: float = 10.0
     """From the first byte of a request head to its last; then 408. A head comes in one packet or

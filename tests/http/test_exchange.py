@@ -495,21 +495,6 @@ async def test_target_that_never_answers_is_a_504(autojump_clock: trio.testing.M
             await target.read_all()
 
 
-async def test_interim_response_starts_the_time_anew(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with running_rig(response_timeout=60) as rig:
-        await rig.visitor.send(GET)
-        target = await rig.target()
-        for _ in range(3):
-            await trio.sleep(50)
-            await target.send(b"HTTP/1.1 102 Processing\r\n\r\n")
-            assert b" 102 " in await rig.visitor.read_head()
-        await trio.sleep(50)
-        await target.send(b"HTTP/1.1 204 No Content\r\n\r\n")
-        assert b" 204 " in await rig.visitor.read_head()
-
-
 async def test_slow_upload_does_not_run_into_the_response_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

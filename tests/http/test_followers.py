@@ -190,7 +190,8 @@ def test_requests_with_a_few_bytes_changed(
         b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 15_000,
         CHUNKED + b"0\r\nA: " + b"b" * 60_000 + b"\r\n\r\n",
         CHUNKED + b"0\r\n" + b"A:\r\n" * 240 + b"\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + b"HTTP/1.1 200 OK\r\n\r\n",
+        (b"HTTP/1.1 103 Early Hints\r\nLink: " + b"b" * 4000 + b"\r\n\r\n") * 16
+        + b"HTTP/1.1 200 OK\r\n\r\n",
     ],
     ids=["fields", "a long one", "odd", "endless", "trailer", "trailers", "interim"],
 )
@@ -206,7 +207,12 @@ def test_an_answer_in_single_bytes_costs_as_much_as_in_one_piece(raw: bytes) -> 
     assert max(steps) <= 3 * len(raw) + 8
 
 
-def test_a_target_has_no_more_than_256_interim_heads_judged() -> None:
+ENDLESS = (
+    "its answer has more than 16 interim heads (1xx) within a minute (limits.max_interim_heads)"
+)
+
+
+def test_a_target_has_no_more_than_16_interim_heads_judged() -> None:
     """2,000 of them cost 20 ms, in which no other device's visitors were served."""
     judged = []
 
@@ -221,8 +227,34 @@ def test_a_target_has_no_more_than_256_interim_heads_judged() -> None:
         follower.feed(b"HTTP/1.1 103 Early Hints\r\nX-A : b\r\n\r\n")
         if follower.problem is not None:
             break
-    assert follower.problem == "its interim answers are larger than 65536 bytes together"
-    assert len(judged) == 257
+    assert follower.problem == ENDLESS
+    assert len(judged) == 17
+
+
+def test_interim_heads_may_come_for_as_long_as_an_answer_takes() -> None:
+    """As signs of life: one every ten seconds."""
+    follower = AnswerFollower(JUDGE)
+    follower.asked(b"GET")
+    for at in range(0, 3600, 10):
+        follower.feed(b"HTTP/1.1 102 Processing\r\n\r\n", now=at)
+    assert follower.problem is None
+    for _ in range(16):
+        follower.feed(b"HTTP/1.1 102 Processing\r\n\r\n", now=3600)
+    assert follower.problem is None
+    follower.feed(b"HTTP/1.1 102 Processing\r\n\r\n", now=3659)
+    assert follower.problem == ENDLESS
+
+
+def test_interim_heads_of_a_minute_have_a_size_together() -> None:
+    follower = AnswerFollower(JUDGE)
+    follower.asked(b"GET")
+    head = b"HTTP/1.1 103 Early Hints\r\nLink: " + b"b" * 40_000 + b"\r\n\r\n"
+    follower.feed(head)
+    assert follower.problem is None
+    follower.feed(head, now=60)
+    assert follower.problem is None
+    follower.feed(head, now=119)
+    assert follower.problem == "its interim heads (1xx) have more than 65536 bytes together"
 
 
 def test_trailers_of_a_request_in_single_bytes_cost_as_much_as_in_one_piece() -> None:

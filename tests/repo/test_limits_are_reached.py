@@ -55,6 +55,9 @@ REACHED_BY = {
     "max_head_bytes": "http/test_requests.py::test_head_over_the_limit_is_431",
     "max_idle_targets": "proxy/test_kept_targets.py::test_no_more_are_kept_than_the_limit_says",
     "target_idle_time": "proxy/test_kept_targets.py::test_one_that_nobody_uses_is_ended",
+    "max_interim_heads": (
+        "http/test_interim_heads.py::test_interim_heads_without_end_are_a_502_that_names_the_limit"
+    ),
     "max_head_fields": "http/test_requests.py::test_too_many_fields_are_431",
     "head_timeout": "http/test_requests.py::test_slow_head_is_408",
     "idle_timeout": "http/test_exchange.py::test_idle_connection_is_closed_after_its_time",

@@ -15,7 +15,7 @@ from tunnelmux.http.body import BadBody, BodyDecoder, ChunkedBody, LengthBody, U
 from tunnelmux.http.fields import end_to_end, safe_trailers, without_own_fields
 from tunnelmux.http.head import BadHead, Field, head_end, parse_request, parse_response
 from tunnelmux.http.judge import HeadJudge
-from tunnelmux.limits import INTERIM_COST, IngressLimits
+from tunnelmux.limits import IngressLimits
 from tunnelmux.pump.followers import AnswerFollower, RequestFollower
 
 __all__ = ["Seen", "answer_by_h11", "check_answer", "check_request_body"]
@@ -43,7 +43,7 @@ def fields_of(headers: list[Field]) -> dict[bytes, list[bytes]]:
 
 def answer_by_h11(raw: bytes, method: bytes) -> Seen:
     """What the path by h11 makes of the bytes that a target sends before it closes."""
-    interim = 0
+    interims = interim_bytes = 0
     while True:
         end = head_end(raw)
         if end < 0 or end > LIMITS.max_head_bytes:
@@ -57,8 +57,9 @@ def answer_by_h11(raw: bytes, method: bytes) -> Seen:
             return Seen(end="refused")
         if not head.is_interim:
             break
-        interim += max(end, INTERIM_COST)
-        if interim > LIMITS.max_head_bytes:
+        interims += 1
+        interim_bytes += end
+        if interims > LIMITS.max_interim_heads or interim_bytes > LIMITS.max_head_bytes:
             return Seen(end="refused")
     seen = Seen(head.status, fields_of(head.headers))
     body: BodyDecoder = UntilEndBody()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import asyncssh
@@ -22,8 +21,7 @@ class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._channel: Any = None
-        self._waiting: deque[bytes] = deque()
-        self._size = 0
+        self._waiting = bytearray()
         self._is_held = False
         self._is_eof = False
         self._is_lost = False
@@ -37,9 +35,9 @@ class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
         self._channel = chan
 
     def data_received(self, data: bytes, _datatype: object) -> None:
-        self._waiting.append(data)
-        self._size += len(data)
-        if self._size > _HELD and not self._is_held:
+        # Joined: as an object of its own, a packet of one byte would take fifty times as much.
+        self._waiting += data
+        if len(self._waiting) > _HELD and not self._is_held:
             self._is_held = True
             self._channel.pause_reading()
         self._bridge.soon(self._wake)
@@ -65,9 +63,11 @@ class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
     def _wake(self) -> None:
         self._something.set()
 
-    def _took(self, size: int) -> None:
-        """Count bytes as taken, and read the channel again once there is room."""
-        self._size -= size
-        if self._is_held and self._size < _HELD and not self._is_lost:
+    def _take(self, max_bytes: int) -> bytes:
+        """Take the first of the waiting bytes, and read the channel again once there is room."""
+        data = bytes(self._waiting[:max_bytes])
+        del self._waiting[:max_bytes]
+        if self._is_held and len(self._waiting) < _HELD and not self._is_lost:
             self._is_held = False
             self._channel.resume_reading()
+        return data

@@ -17,6 +17,9 @@ __all__ = ["ChannelStream", "open_reverse_channel"]
 
 _WINDOW = 512 * 1024
 
+_PIECE = 65_536
+# Bytes given at once to a caller that asks for no number.
+
 _MOST_CHANNELS = 2048
 # Channels of one device, those included that it leaves without an answer, each some kilobytes:
 # twice as many as it has streams (limits.max_streams).
@@ -49,12 +52,7 @@ class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
                 self._something = trio.Event()
                 # No deadline: the caller has one, or waits as long as the other side takes.
                 await self._something.wait()
-            data = self._waiting.popleft()
-            if max_bytes is not None and len(data) > max_bytes:
-                self._waiting.appendleft(data[max_bytes:])
-                data = data[:max_bytes]
-            self._took(len(data))
-            return data
+            return self._take(max_bytes or _PIECE)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._sending:

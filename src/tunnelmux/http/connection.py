@@ -36,7 +36,7 @@ from tunnelmux.http.head import (
     write_response,
 )
 from tunnelmux.http.refusal import Refusal, Refused
-from tunnelmux.limits import INTERIM_COST, IngressLimits
+from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.relay.splice import CLOSE_TIMEOUT, READ_SIZE, RECHECK_INTERVAL
 from tunnelmux.transports.tls import send_close_notify
@@ -461,7 +461,8 @@ class ClientConnection(_Connection):
     def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
         super().__init__(stream, limits)
         self._method = b""
-        self._interim = 0  # bytes of interim heads
+        self._interims = self._interim_bytes = 0  # of the minute that began at _interims_since
+        self._interims_since = 0.0
 
     async def send_request(
         self,
@@ -491,7 +492,7 @@ class ClientConnection(_Connection):
 
         After a final one, `read_body` reads its body. Raises UpstreamGone when the connection ends
         or breaks first, and when what comes is not an HTTP/1 response or is over the limit, which
-        holds for each head, and for all interim ones together.
+        holds for each head, and for all interim ones of a minute together.
         """
         limit = self._limits.max_head_bytes
         reader = HeadReader(self._buffer)
@@ -515,11 +516,27 @@ class ClientConnection(_Connection):
         except BadHead as exc:
             raise UpstreamGone(f"it did not answer in HTTP: {exc}") from None
         if head.is_interim:
-            self._interim += max(end, INTERIM_COST)
-            if self._interim > limit:
-                raise UpstreamGone(f"its interim answers are larger than {limit} bytes together")
+            self._count_interim(end)
         self._body = self._body_of(head)
         return head
+
+    def _count_interim(self, size: int) -> None:
+        """Count an interim head; raises UpstreamGone where there are too many."""
+        now, limits = trio.current_time(), self._limits
+        if self._interims == 0 or now >= self._interims_since + 60:
+            self._interims_since = now
+            self._interims = self._interim_bytes = 0
+        self._interims += 1
+        self._interim_bytes += size
+        if self._interims > limits.max_interim_heads:
+            raise UpstreamGone(
+                f"its answer has more than {limits.max_interim_heads} interim heads (1xx) within a "
+                "minute (limits.max_interim_heads)"
+            )
+        if self._interim_bytes > limits.max_head_bytes:
+            raise UpstreamGone(
+                f"its interim heads (1xx) have more than {limits.max_head_bytes} bytes together"
+            )
 
     def _body_of(self, head: ResponseHead) -> BodyDecoder:
         """The body's framing by RFC 9112 section 6.3, in its order."""

@@ -122,7 +122,10 @@ cdef class AnswerFollower:
     cdef ByteRing kept
     cdef Py_ssize_t looked
     cdef int64_t more_steps
-    cdef int64_t interim  # bytes of the interim heads of this answer
+    cdef int max_interims
+    cdef int64_t interims  # interim heads of this answer within the minute that began then
+    cdef int64_t interim_bytes
+    cdef double interims_since
     cdef int64_t left
     cdef ChunkState chunks
     cdef bytes method
@@ -142,8 +145,9 @@ cdef class AnswerFollower:
     cdef int move(self, AnswerEvent event) except -1
     cdef int asked_(self, bytes method, bint is_last) except -1
     cdef bint is_over(self) noexcept
-    cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size, double now) except -1
+    cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size, double now) except -1
+    cdef int count_interim(self, Py_ssize_t size, double now) except -1
     cdef int accept(self, const uint8_t *p, bint in_place) except -1
     cdef int consult(self, const uint8_t *p, Py_ssize_t size) except -1
     cdef int begin_body(self, bint chunked, int64_t length) except -1

@@ -59,7 +59,12 @@ class AnswerFollower:
     """Follows what a target answers: heads, also interim ones, bodies and trailers."""
 
     def __init__(
-        self, judge: Judge, *, max_head_bytes: int = 65536, max_head_fields: int = 256
+        self,
+        judge: Judge,
+        *,
+        max_head_bytes: int = 65536,
+        max_head_fields: int = 256,
+        max_interim_heads: int = 16,
     ) -> None: ...
     @property
     def judge(self) -> Judge:
@@ -111,7 +116,7 @@ class AnswerFollower:
     def asked(self, method: bytes, *, is_last: bool = False) -> None:
         """Call it when a request with this method was sent. When it *is_last*, the visitor's
         connection ends after the answer."""
-    def feed(self, data: bytes) -> tuple[int, bytes]:
+    def feed(self, data: bytes, *, now: float = 0.0) -> tuple[int, bytes]:
         """How many bytes of *data* were taken, and the bytes to pass on to the visitor. Fewer than all
         are taken when the answer is over or refused."""
     def end(self) -> None:

@@ -19,15 +19,14 @@ from tunnelmux.pump.head cimport (
 )
 from tunnelmux.yamux.ring cimport ByteRing
 
-from tunnelmux.limits import INTERIM_COST as _INTERIM_COST
 from tunnelmux.pump.cookies import (
     head_clearing_only_own, head_without_own_cookies, head_without_parent_domains,
 )
 
 cdef enum:
     PIECE = 4096  # bytes of a head looked at in one go: most heads are shorter, bodies behind them not
+    MINUTE = 60
 
-cdef int64_t LEAST_INTERIM = _INTERIM_COST
 cdef bytes CLOSE = b"Connection: close\r\n"
 
 # -- The tables ---------------------------------------------------------------------------------
@@ -336,10 +335,14 @@ cdef class AnswerFollower:
         self.method = b""
         self.cookie_hosts = ()
 
-    def __init__(self, judge, *, Py_ssize_t max_head_bytes=65536, int max_head_fields=256):
+    def __init__(
+        self, judge, *, Py_ssize_t max_head_bytes=65536, int max_head_fields=256,
+        int max_interim_heads=16,
+    ):
         self.judge = judge
         self.max_head = max_head_bytes
         self.max_fields = max_head_fields
+        self.max_interims = max_interim_heads
 
     @property
     def state(self):
@@ -354,12 +357,12 @@ cdef class AnswerFollower:
             self.move(TAKEN)
         self.asked_(method, is_last)
 
-    def feed(self, bytes data not None):
+    def feed(self, bytes data not None, *, double now=0.0):
         cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(data)
         cdef Py_ssize_t at = 0, size
         cdef list going = []
         while at < len(data) and not self.is_over():
-            size = self.take(p + at, len(data) - at)
+            size = self.take(p + at, len(data) - at, now)
             if self.gives == GIVES_SAME:
                 going.append(data[at:at + size])
             elif self.gives == GIVES_MADE:
@@ -384,7 +387,7 @@ cdef class AnswerFollower:
         self.to_head = len(method) == 4 and memcmp(PyBytes_AS_STRING(method), b"HEAD", 4) == 0
         self.is_last = is_last
         self.status = 0
-        self.content = self.more_steps = self.interim = 0
+        self.content = self.more_steps = self.interim_bytes = self.interims = 0
         self.closes = self.announces = self.until_end = self.binds = False
         memset(&self.shape, 0, sizeof(ResponseShape))
         return 0
@@ -393,11 +396,11 @@ cdef class AnswerFollower:
         """Whether it takes no more bytes: no answer is expected, or something is wrong with it."""
         return self.state_ == ANSWER_NONE or self.state_ >= ANSWER_DONE
 
-    cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size) except -1:
+    cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size, double now) except -1:
         """Take some of these bytes: at least one, unless the answer is found to be wrong. `gives` says
         what to pass on. Not to be called when `is_over`."""
         if self.state_ == ANSWER_HEAD or self.state_ == ANSWER_DOUBT:
-            return self.take_head(data, size)
+            return self.take_head(data, size, now)
         if self.state_ == ANSWER_TRAILERS:
             return self.take_trailers(data, size)
         self.gives = GIVES_SAME
@@ -411,7 +414,7 @@ cdef class AnswerFollower:
         self.content += size
         return size
 
-    cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1:
+    cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size, double now) except -1:
         """Scan a head where it lies when all of it is there, else behind the kept part of it."""
         cdef Py_ssize_t before = self.kept.size, total = size, end = -1
         cdef const uint8_t *p = data
@@ -439,17 +442,33 @@ cdef class AnswerFollower:
         if end >= 0:
             self.kept.reset()
             if self.state_ == ANSWER_HEAD:
-                self.interim += max(<int64_t>end, LEAST_INTERIM)
-                if self.interim > self.max_head:
-                    # A target could send them for ever, and each may have to be read by h11.
-                    self.gives = GIVES_NOTHING
-                    self.refuse(f"its interim answers are larger than {self.max_head} bytes together")
+                self.count_interim(end, now)
             return end - before
         if total > self.max_head:
             self.refuse(f"the head of its answer is larger than {self.max_head} bytes")
         elif not before:
             self.kept.push(data, size)
         return size
+
+    cdef int count_interim(self, Py_ssize_t size, double now) except -1:
+        """Refuse the answer when it has too many interim heads: a target could send them for ever, and
+        each may have to be read by h11."""
+        if self.interims == 0 or now >= self.interims_since + MINUTE:
+            self.interims_since = now
+            self.interims = self.interim_bytes = 0
+        self.interims += 1
+        self.interim_bytes += size
+        if self.interims > self.max_interims:
+            self.refuse(
+                f"its answer has more than {self.max_interims} interim heads (1xx) within a minute "
+                f"(limits.max_interim_heads)"
+            )
+        elif self.interim_bytes > self.max_head:
+            self.refuse(f"its interim heads (1xx) have more than {self.max_head} bytes together")
+        else:
+            return 0
+        self.gives = GIVES_NOTHING
+        return 0
 
     cdef int accept(self, const uint8_t *p, bint in_place) except -1:
         """Pass on the complete head at *p*, which the scanner accepted."""

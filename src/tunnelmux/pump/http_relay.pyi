@@ -73,6 +73,7 @@ class HttpRelay(LegUser):
         carrier: _Carrier,
         max_head_bytes: int,
         max_head_fields: int,
+        max_interim_heads: int,
         drain_bytes: int,
         early: bytes = b"",
     ) -> None:

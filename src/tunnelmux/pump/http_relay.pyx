@@ -64,7 +64,8 @@ cdef class HttpRelay(LegUser):
         init_link(&self.wait_link, <void *>self)
 
     def __init__(self, Pump pump not None, socket, owner, *, carrier, Py_ssize_t max_head_bytes,
-                 int max_head_fields, Py_ssize_t drain_bytes, bytes early=b""):
+                 int max_head_fields, int max_interim_heads, Py_ssize_t drain_bytes,
+                 bytes early=b""):
         self.pump = pump
         self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
         self.fd, self.is_first = self.local.fd, self.local.is_unanswered()
@@ -72,12 +73,11 @@ cdef class HttpRelay(LegUser):
         self.heeds, self.traces = carrier.heeds, carrier.traces
         self.connection_is_shared = carrier.connection_is_shared
         self.drain_bytes, self.phase_since = drain_bytes, pump.now
-        self.request = RequestFollower(
-            carrier.judge, max_head_bytes=min(max_head_bytes, LONGEST_HEAD),
-            max_head_fields=max_head_fields,
-        )
+        self.request = RequestFollower(carrier.judge, max_head_fields=max_head_fields,
+                                       max_head_bytes=min(max_head_bytes, LONGEST_HEAD))
         self.answer = AnswerFollower(
-            carrier.judge, max_head_bytes=max_head_bytes, max_head_fields=max_head_fields
+            carrier.judge, max_head_bytes=max_head_bytes, max_head_fields=max_head_fields,
+            max_interim_heads=max_interim_heads,
         )
         self.pending.push(<const uint8_t *>PyBytes_AS_STRING(early), len(early))
 
@@ -208,7 +208,7 @@ cdef class HttpRelay(LegUser):
         cdef Py_ssize_t used = 0, passed = 0, part
         cdef bint in_head = answer.state_ < ANSWER_LENGTH
         while used < size and self.ended_as == RUNNING and not self.over and not answer.is_over():
-            part = answer.take(data + used, size - used)
+            part = answer.take(data + used, size - used, self.pump.now)
             if answer.gives == GIVES_SAME:
                 used += part
                 continue

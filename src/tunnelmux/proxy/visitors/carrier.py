@@ -449,6 +449,7 @@ def carry(
         carrier=carrier,
         max_head_bytes=settings.limits.max_head_bytes,
         max_head_fields=settings.limits.max_head_fields,
+        max_interim_heads=settings.limits.max_interim_heads,
         drain_bytes=DRAIN_BYTES,
         early=early,
     )
