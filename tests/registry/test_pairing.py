@@ -115,9 +115,7 @@ async def test_an_address_has_a_budget_of_wrong_codes(
         assert await refused_code(later) == "code_unknown"
 
 
-async def test_a_block_of_ipv6_has_not_as_many_budgets_as_networks(
-    open_registry: OpenRegistry,
-) -> None:
+async def test_a_block_has_not_as_many_budgets_as_networks(open_registry: OpenRegistry) -> None:
     async with open_registry(rules=PairingRules(address_budget=2)) as registry:
 
         async def guesses(addresses: list[str]) -> int:
@@ -133,6 +131,24 @@ async def test_a_block_of_ipv6_has_not_as_many_budgets_as_networks(
         assert await guesses([f"2001:db8:7:{number:x}00::1" for number in range(1, 40)]) == 24
         assert await guesses(["2001:db8:8::1"]) == 1
         assert await guesses([f"192.0.2.{number}" for number in range(40)]) == 40
+
+
+@pytest.mark.parametrize(
+    ("block", "other"), [("2001:db8:{:x}::1", "2001:db9::1"), ("198.51.{}.1", "198.52.0.1")]
+)
+async def test_a_provider_has_not_as_many_budgets_as_customers(
+    open_registry: OpenRegistry, block: str, other: str
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=1)) as registry:
+        joining = registry.joining
+        for number in range(256):
+            wrong = joining.exchange("BBBB-BBBB", address=block.format(number))
+            assert await refused_code(wrong) == "code_unknown"
+        one_more = block.format(256) if ":" in block else "198.51.0.2"
+        refused = joining.exchange("BBBB-BBBB", address=one_more)
+        assert await refused_code(refused) == "too_many_guesses"
+        elsewhere = joining.exchange("BBBB-BBBB", address=other)
+        assert await refused_code(elsewhere) == "code_unknown"
 
 
 async def test_a_neighbour_uses_up_no_budget_of_a_person(open_registry: OpenRegistry) -> None:

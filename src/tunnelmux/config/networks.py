@@ -29,19 +29,19 @@ def network_of(address: str) -> str:
 
 
 def wider_networks(address: str) -> list[tuple[str, int]]:
-    """The blocks of IPv6 that one customer may have and change addresses in, /56 and /48, and how
-    many times the limit of one network is theirs: so that 65,536 networks are not as many limits.
-    None for IPv4, where others share the block.
+    """The blocks that one customer may have and change addresses in, of IPv6 the /56 and the /48,
+    and that of a provider (see `allocation_of`), and how many times the limit of one network is
+    theirs: so that 65,536 networks are not as many limits. A provider has as much as one IPv4 /24
+    has by its addresses; its other customers share that.
     """
     try:
         parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
     except ValueError:
         return []
-    if parsed.version == 4:
-        return []
+    blocks = ((16, 256),) if parsed.version == 4 else ((56, 4), (48, 16), (32, 256))
     return [
         (str(ipaddress.ip_network((parsed, length), strict=False)), times)
-        for length, times in ((56, 4), (48, 16))
+        for length, times in blocks
     ]
 
 

@@ -35,9 +35,10 @@ class PairingRules:
     """After so many wrong second halves for one first half, all codes with that first half are
     invalid (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
     address_budget: int = 20
-    """Wrong codes from one address (IPv6: from one /64; 4 and 16 times as many from a /56 and /48),
-    or of one person who has signed in, within `budget_period`; further ones are refused without a
-    look. So many requests for a code may come from one address in 2 s, and 5 times as many wait."""
+    """Wrong codes from one address (IPv6: from one /64; 4 and 16 times as many from a /56 and /48,
+    256 times from a provider, see `wider_networks`), or of one person who has signed in, within
+    `budget_period`; further ones are refused without a look. So many requests for a code may come
+    from one address in 2 s, and 5 times as many wait."""
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0
