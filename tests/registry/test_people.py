@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from structlog.testing import capture_logs
 
 from support.registries import ANN, WallClock
 from tunnelmux.config import Secret
@@ -124,6 +127,26 @@ async def test_claims_make_and_take_memberships_and_leave_granted_ones(
     assert await acme.members.role_of(ann.id) is None
     assert await other.members.role_of(ann.id) == "admin"
     assert [m.source for m in await installation.users.memberships(ann.id)] == ["grant"]
+
+
+async def test_the_last_owner_by_a_claim_ends_with_it_and_that_is_said(
+    installation: Installation, acme: TenantRegistry, other: TenantRegistry
+) -> None:
+    """The provider decides: who is owner no more there must not stay it here."""
+    ann = await sign_in(installation, "1", claims={"acme": "owner", "other": "owner"})
+    bob = await sign_in(installation, "2", claims={"other": "owner"})
+    with capture_logs() as lines:
+        await sign_in(installation, "1", claims={"acme": "viewer"})
+    assert await acme.members.role_of(ann.id) == "viewer"
+    (line,) = [line for line in lines if line["event"] == "tenant without owner"]
+    assert (line["log_level"], line["tenant"], line["user"]) == ("warning", "acme", ann.id)
+    assert "admin grant --tenant acme" in line["fix"]
+    last = (await acme.audit.export())[-1]
+    assert (last.action, json.loads(last.before)) == ("tenant.without_owner", {"owner": ann.id})
+    assert await other.members.role_of(bob.id) == "owner"
+    assert (await acme.audit.verify()).broken_at is None
+    # The way out.
+    await installation.users.grant(acme.tenant_id, "owner", issuer=ISSUER, subject="3")
 
 
 async def test_a_disabled_user_is_nothing_and_cannot_sign_in(

@@ -209,3 +209,18 @@ async def test_the_provider_ends_what_it_names_and_nothing_else(
     assert await sessions.find(other.secret) is not None
     assert await sessions.use_once("jti", other.session.ends)
     assert not await sessions.use_once("jti", other.session.ends)
+
+
+async def test_a_long_name_of_a_session_at_the_provider_is_that_of_no_other(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    user = await make_member(registry, acme)
+    same = "x" * 400
+    for last in ("a", "b"):
+        await begin(sessions, user, provider_session=same + last)
+    end = sessions.end_for_provider
+    assert await end(issuer=ISSUER, subject=None, provider_session=same) == 0
+    assert await end(issuer=ISSUER, subject=None, provider_session=same + "a") == 1
+    assert await end(issuer=ISSUER, subject=None, provider_session=same + "a") == 0
+    assert await end(issuer=ISSUER, subject=None, provider_session=same + "b") == 1

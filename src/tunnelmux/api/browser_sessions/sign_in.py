@@ -193,7 +193,7 @@ class SignIn:
                     tenant_id=tenant_id,
                     role=_open_roles(memberships).get(tenant_id or ""),
                     issuer=self.provider.issuer,
-                    provider_session=_text(claims, "sid"),
+                    provider_session=_whole_text(claims, "sid"),
                     tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
                 ),
                 idle=self._config.idle,
@@ -336,8 +336,8 @@ class SignIn:
             raise Refused(400, "logout_token_refused", "This logout token was used already.")
         return await self._sessions.end_for_provider(
             issuer=self.provider.issuer,
-            subject=claims.get("sub"),
-            provider_session=claims.get("sid"),
+            subject=_whole_text(claims, "sub") or None,
+            provider_session=_whole_text(claims, "sid") or None,
         )
 
     def _provider_away(self, exc: ProviderAway) -> Refused:
@@ -366,8 +366,12 @@ def _choose(memberships: list[Membership], wish: str | None) -> str | None:
 
 
 def _text(claims: Mapping[str, object], name: str) -> str:
+    return _whole_text(claims, name)[:320]
+
+
+def _whole_text(claims: Mapping[str, object], name: str) -> str:
     value = claims.get(name)
-    return value[:320] if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _verified_email(claims: Mapping[str, object]) -> str:

@@ -35,6 +35,9 @@ _log = get_logger("registry")
 
 _USE_WRITTEN = timedelta(minutes=1)
 
+_LONGEST_NAME = 255
+# Characters of a session's name at the provider, which has no limit of its own.
+
 
 class SqlBrowserSessions(Repository, BrowserSessions):
     """See `BrowserSessions`."""
@@ -170,9 +173,9 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         self, tx: Transaction, *, issuer: str, subject: str | None, provider_session: str | None
     ) -> int:
         named = [_B.c.issuer == issuer]
-        if provider_session is not None:
-            named.append(_B.c.provider_session == provider_session)
-        if subject is not None:
+        if provider_session:
+            named.append(_B.c.provider_session == _kept(provider_session))
+        if subject:
             users = sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
             named.append(_B.c.user_id.in_(users))
         if len(named) == 1:
@@ -183,6 +186,14 @@ class SqlBrowserSessions(Repository, BrowserSessions):
     def use_once(self, tx: Transaction, key: str, until: datetime) -> bool:
         tx.execute(_O.delete().where(_O.c.until <= tx.now))
         return tx.insert_new(_O, key=hash_token(key), until=until)
+
+
+def _kept(provider_session: str) -> str:
+    """The provider's name of a session, as it is kept: of a long one the digest. Cut short, it
+    could be that of another session."""
+    if len(provider_session) <= _LONGEST_NAME:
+        return provider_session
+    return f"sha256:{hash_token(provider_session)}"
 
 
 def _living(tx: Transaction) -> sa.Select[Any]:
@@ -221,7 +232,7 @@ def _insert(
             works_in=signed_in.tenant_id,
             role=signed_in.role,
             issuer=signed_in.issuer,
-            provider_session=signed_in.provider_session,
+            provider_session=_kept(signed_in.provider_session),
             tokens=signed_in.tokens,
             created=tx.now,
             last_seen=tx.now,

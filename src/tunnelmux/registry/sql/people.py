@@ -10,6 +10,7 @@ from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.observability import get_logger
 from tunnelmux.registry import names
 from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.people import (
@@ -32,6 +33,8 @@ from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, w
 
 __all__ = ["SqlInvitations", "SqlMembers", "SqlUsers", "hold_enabled", "role_in"]
 
+_log = get_logger("registry")
+
 _U = schema.users
 _M = schema.memberships
 _I = schema.invitations
@@ -40,9 +43,6 @@ _T = schema.tenants
 _MAX_IDENTITY = 255
 # Characters: OpenID Connect Core 1.0 section 2 allows so many in a subject.
 
-_MOST_INVITATIONS = 1000
-# Of a tenant, that can be accepted: a large organisation on its first day.
-
 _GRANT_LIFETIME = timedelta(days=7)
 # How long a role given by e-mail waits for the person to sign in.
 
@@ -50,10 +50,8 @@ _GRANT_LIFETIME = timedelta(days=7)
 class SqlUsers(Repository, Users):
     """See `Users`."""
 
-    @writes
-    def sign_in(
+    async def sign_in(
         self,
-        tx: Transaction,
         *,
         issuer: str,
         subject: str,
@@ -61,6 +59,29 @@ class SqlUsers(Repository, Users):
         name: str = "",
         claims: dict[str, Role] | None = None,
     ) -> User:
+        user, without_owner = await self._sign_in(issuer, subject, email, name, claims)
+        for tenant_id, tenant in without_owner.items():
+            _log.warning(
+                "tenant without owner",
+                tenant=tenant,
+                cause="the provider's claim no longer makes its last owner one",
+                user=user.id,
+                fix=f"tunnelmux-api admin grant --tenant {tenant} names another",
+                tenant_id=tenant_id,
+            )
+        return user
+
+    @writes
+    def _sign_in(
+        self,
+        tx: Transaction,
+        issuer: str,
+        subject: str,
+        email: str,
+        name: str,
+        claims: dict[str, Role] | None,
+    ) -> tuple[User, dict[str, str]]:
+        """The user, and the tenants that this sign-in has left without an owner, by id."""
         _check_identity(issuer, subject)
         email, name = email.strip()[:255], name.strip()[:255]
         row = tx.execute(
@@ -72,8 +93,7 @@ class SqlUsers(Repository, Users):
             raise _is_disabled()
         else:
             user_id = row.id
-        if claims is not None:
-            self._take_claims(tx, user_id, claims)
+        without_owner = self._take_claims(tx, user_id, claims) if claims is not None else {}
         if email:
             self._redeem_by_email(tx, user_id, issuer, email)
         # Last, since this locks the user, and who locks a tenant as well locks that first.
@@ -82,7 +102,7 @@ class SqlUsers(Repository, Users):
             .where(_U.c.id == user_id)
             .values(email=email, name=name, last_sign_in=tx.now)
         )
-        return _find_user(tx, user_id)
+        return _find_user(tx, user_id), without_owner
 
     def _add(self, tx: Transaction, issuer: str, subject: str, email: str, name: str) -> str:
         user_id = new_id()
@@ -101,8 +121,11 @@ class SqlUsers(Repository, Users):
         tx.record("user.add", "user", user_id, after=after)
         return user_id
 
-    def _take_claims(self, tx: Transaction, user_id: str, claims: dict[str, Role]) -> None:
-        """Make these the only memberships that come from claims."""
+    def _take_claims(
+        self, tx: Transaction, user_id: str, claims: dict[str, Role]
+    ) -> dict[str, str]:
+        """Make these the only memberships that come from claims. The names of the tenants that
+        have lost their last owner by that: the provider decides, and it is written down."""
         wanted = {
             row.id: claims[row.name]
             for row in tx.execute(
@@ -114,6 +137,7 @@ class SqlUsers(Repository, Users):
         held = {
             row.tenant_id: row for row in tx.execute(sa.select(_M).where(_M.c.user_id == user_id))
         }
+        without_owner = {}
         for tenant_id in sorted(wanted.keys() | held.keys()):
             role = wanted.get(tenant_id)
             if not _differs(held.get(tenant_id), role):
@@ -126,6 +150,10 @@ class SqlUsers(Repository, Users):
                 _remove_member(inner, user_id, mine)
             else:
                 set_member(inner, user_id, role, "claim", mine)
+            if mine is not None and mine.role == "owner" and not _owners(inner):
+                inner.record("tenant.without_owner", "tenant", tenant_id, before={"owner": user_id})
+                without_owner[tenant_id] = find_tenant(tx, tenant_id).name
+        return without_owner
 
     def _redeem_by_email(self, tx: Transaction, user_id: str, issuer: str, email: str) -> None:
         waiting = tx.execute(
@@ -380,7 +408,7 @@ def _invite(
     if "@" not in email:
         raise RegistryRefused(f'"{email}" is no e-mail address', code="invalid", field="email")
     what = "invitations of a tenant are good at once: revoke some"
-    need_room(tx, _I, _is_good(tx), most=_MOST_INVITATIONS, what=what)
+    need_room(tx, _I, _is_good(tx), most=tx.limits.invitations_per_tenant, what=what)
     secret, digest = new_secret("tmi")
     invitation_id = new_id()
     tx.insert(
