@@ -64,6 +64,33 @@ async def test_text_of_others_is_escaped(tmp_path: Path) -> None:
             assert len(re.findall("<script", html)) == 1  # the console's own
 
 
+async def test_an_address_that_leads_nowhere_is_a_page_for_a_person_only(tmp_path: Path) -> None:
+    html = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8", "sec-fetch-mode": "navigate"}
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        for path in ("/nothing", "/devices/x/nothing", "/static/0/x.css"):
+            answer = await browser.get(here.api.base + path, **html)
+            assert answer.status_code == 404
+            check_headers(answer)
+            assert "This address leads nowhere" in answer.text
+            assert 'href="/devices"' in answer.text  # the way on
+        for path, accept in (("/nothing", "application/json"), ("/api/nothing", html["accept"])):
+            answer = await browser.get(here.api.base + path, accept=accept)
+            assert answer.status_code == 404
+            assert answer.json()["code"] == "not_found"
+
+
+async def test_a_sign_in_that_fails_is_a_page_for_a_person(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        stranger = here.api.browser()
+        stale = f"{here.api.base}/api/auth/callback?code=x&state=x"
+        answer = await stranger.get(stale, accept="text/html")
+        assert answer.status_code == 400
+        check_headers(answer)
+        assert "begin again at" in answer.text
+        assert (await stranger.get(stale)).json()["code"] == "stale_sign_in"
+
+
 async def test_files_never_change_under_their_path(tmp_path: Path) -> None:
     async with console(tmp_path) as here:
         browser = await here.sign_in("ada", "viewer")

@@ -155,7 +155,7 @@ def application(api: Api) -> FastAPI:
         title="tunnelmux-api", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.api = api
-    add_problem_handlers(app)
+    add_problem_handlers(app, console.page_of_refusal)
     for router in ROUTERS:
         app.include_router(router)
     describe(app)

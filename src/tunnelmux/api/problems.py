@@ -6,7 +6,7 @@ fields in the request, `errors` has one entry each, with its JSON Pointer (RFC 6
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -107,19 +107,23 @@ def problem_response(
     )
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Make *app* answer each failure with a problem document."""
+Page = Callable[[Request, Refused], Awaitable[Response | None]]
 
-    async def refused(_request: Request, exc: Exception) -> Response:
+
+def add_problem_handlers(app: FastAPI, page: Page) -> None:
+    """Make *app* answer each failure with a problem document, or with what `page` makes of it for a
+    person who looks at it in a browser."""
+
+    async def refused(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, Refused)
+        shown = await page(request, exc)
+        if shown is not None:
+            return shown
         return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
 
-    async def by_registry(_request: Request, exc: Exception) -> Response:
+    async def by_registry(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, RegistryError)
-        refusal = registry_refusal(exc)
-        return problem_response(
-            refusal.status, refusal.code, refusal.detail, headers=refusal.headers
-        )
+        return await refused(request, registry_refusal(exc))
 
     async def by_device(_request: Request, exc: Exception) -> Response:
         assert isinstance(exc, DeviceUnreachable)
@@ -141,7 +145,7 @@ def add_problem_handlers(app: FastAPI) -> None:
         headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
         if exc.status_code == 405:
             headers["allow"] = ", ".join(sorted(_methods_of(app, request.scope["path"])))
-        return problem_response(exc.status_code, code, detail, headers=headers)
+        return await refused(request, Refused(exc.status_code, code, detail, headers=headers))
 
     async def unhandled(request: Request, exc: Exception) -> Response:
         _log.error("unhandled error in request", path=request.scope["path"], exc_info=exc)

@@ -37,6 +37,7 @@ __all__ = [
     "frame_of",
     "has_role",
     "names_of",
+    "page_of_refusal",
     "router",
     "show",
     "stranger",
@@ -51,6 +52,9 @@ _ROWS = 100
 
 _WAITING = 50
 # Of pairings and of leases, how many are looked through for what waits for a person.
+
+_SIGNS_IN = frozenset({"/api/auth/login", "/api/auth/callback", "/api/access/sign-in"})
+# Where a browser goes by itself while a person signs in.
 
 _NAVIGATION = (
     ("o", "/", "Overview", "home", Role.VIEWER),
@@ -95,6 +99,22 @@ class PageRoute(AccessRoute):
             return await _refused(request, refusal)
 
         return answer
+
+
+async def page_of_refusal(request: Request, refusal: Refused) -> Response | None:
+    """The page for a person whose browser has opened an address that answers with this refusal;
+    None for programs, and below /api except where signing in leads."""
+    path = request.scope["path"]
+    if request.method != "GET" or (path.startswith("/api/") and path not in _SIGNS_IN):
+        return None
+    if "text/html" not in ",".join(request.headers.getlist("accept")).lower():
+        return None
+    if path not in _SIGNS_IN and refusal.code == "not_found":
+        refusal = Refused(404, "not_found", "This address leads nowhere: follow a link from here.")
+    try:
+        return await _refused(request, refusal)
+    except Refused:
+        return _refusal_page(stranger(request), refusal)
 
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -324,6 +344,10 @@ async def _refused(request: Request, refusal: Refused) -> Response:
         me = await frame_of(request, request.app.state.api, principal)
     except RegistryError:
         raise refusal from None  # the registry is away: there is not even a frame to show
+    return _refusal_page(me, refusal)
+
+
+def _refusal_page(me: dict[str, Any], refusal: Refused) -> Response:
     title = {403: "You may not see this", 404: "There is no such thing"}.get(
         refusal.status, "That did not work"
     )
