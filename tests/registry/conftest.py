@@ -11,7 +11,7 @@ import pytest
 from support.postgresql import PostgreSQL, run_postgresql
 from support.registries import ANN, OpenRegistry, Templates, WallClock, add_tenant
 from tunnelmux.config import Secret
-from tunnelmux.registry import PairingRules, Registry, TenantRegistry
+from tunnelmux.registry import PairingRules, RecordLimits, Registry, TenantRegistry
 from tunnelmux.registry.sql import open_sql_registry
 
 
@@ -52,12 +52,16 @@ def open_registry(database_url: str, clock: WallClock) -> OpenRegistry:
     """Opens the registry, again and again if a test wants: `async with open_registry() as …`."""
 
     def open_it(
-        *, rules: PairingRules | None = None, timeout: float = 5.0
+        *,
+        rules: PairingRules | None = None,
+        limits: RecordLimits | None = None,
+        timeout: float = 5.0,
     ) -> AbstractAsyncContextManager[Registry]:
         return open_sql_registry(
             Secret(database_url),
             migrate=False,
             rules=rules or PairingRules(),
+            limits=limits,
             connections=4,
             timeout=timeout,
             clock=clock,

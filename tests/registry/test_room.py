@@ -13,10 +13,18 @@ from support.registries import ANN, OpenRegistry, WallClock, add_tenant
 from support.tenants import HOST_KEYS
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryRefused
-from tunnelmux.registry import PairingRules, Registry, TenantRegistry, new_id
-from tunnelmux.registry.sql import paging, pairing, people, shares, tokens
+from tunnelmux.registry import (
+    LeaseTerms,
+    PairingRules,
+    RecordLimits,
+    Registry,
+    TenantRegistry,
+    new_id,
+)
+from tunnelmux.registry.sql import paging
 
 ELSEWHERE = "2001:db8:7::1"
+DAY = 86_400.0
 
 
 async def refused_code(call: Awaitable[object]) -> str:
@@ -26,21 +34,46 @@ async def refused_code(call: Awaitable[object]) -> str:
 
 
 async def test_of_each_kind_there_are_so_many_that_are_good(
-    registry: Registry, acme: TenantRegistry, clock: WallClock, monkeypatch: pytest.MonkeyPatch
+    open_registry: OpenRegistry, clock: WallClock
 ) -> None:
+    limits = RecordLimits(
+        access_tokens_per_person=2,
+        links_per_device=2,
+        leases_per_person=2,
+        pairing_codes_per_tenant=2,
+        install_keys_per_tenant=2,
+        invitations_per_tenant=2,
+    )
+    async with open_registry(limits=limits) as registry:
+        await _make_too_many(registry, clock)
+
+
+async def _make_too_many(registry: Registry, clock: WallClock) -> None:
+    acme = await add_tenant(registry, "acme")
     users = registry.installation(ANN).users
     user = await users.sign_in(issuer="https://id.example.com", subject="ann")
     await users.grant(acme.tenant_id, "owner", issuer=user.issuer, subject="ann", force=True)
+    device, _ = await acme.devices.add("cam1")
+
+    async def add_link() -> None:
+        await acme.service_links.add(device.id, "web", lifetime=600, once=False)
+
+    async def add_lease() -> None:
+        ends = clock.now + timedelta(seconds=600)
+        more = {"holder": "", "holder_name": "", "reason": ""}
+        terms = LeaseTerms(
+            device_id=device.id, services=("ssh",), starts=clock.now, ends=ends, **more
+        )
+        await acme.leases.add(terms, approved=False)
+
     makers: dict[str, Callable[[], Awaitable[object]]] = {
         "codes": acme.pairings.make_code,
         "keys": lambda: acme.install_keys.add("k", lifetime=600, max_uses=1),
         "invitations": lambda: acme.invitations.add("bob@example.com", "viewer", lifetime=600),
         "tokens": lambda: acme.access_tokens.add("t", user_id=user.id, role="viewer", lifetime=600),
+        "links": add_link,
+        "leases": add_lease,
     }
-    monkeypatch.setattr(pairing, "_MOST_CODES", 2)
-    monkeypatch.setattr(pairing, "_MOST_KEYS", 2)
-    monkeypatch.setattr(people, "_MOST_INVITATIONS", 2)
-    monkeypatch.setattr(tokens, "_MOST_OF_A_PERSON", 2)
     for make in makers.values():
         await make()
         await make()
@@ -126,14 +159,48 @@ async def test_begun_log_ins_of_terminals_share_their_places(open_registry: Open
         assert (await registry.terminals.poll(flood[1])).state == "open"
 
 
-async def test_one_person_writes_so_much_into_the_audit_in_a_day(
-    registry: Registry,
-    acme: TenantRegistry,
-    other: TenantRegistry,
-    clock: WallClock,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_device_has_so_many_leases_of_all_people(
+    open_registry: OpenRegistry, clock: WallClock
 ) -> None:
-    monkeypatch.setattr(shares, "_MOST_A_DAY", 7)
+    async with open_registry(limits=RecordLimits(leases_per_device=2)) as registry:
+        acme = await add_tenant(registry, "acme")
+        device, _ = await acme.devices.add("cam1")
+        ends = clock.now + timedelta(seconds=600)
+        terms = LeaseTerms(
+            device_id=device.id,
+            services=("ssh",),
+            holder="",
+            holder_name="",
+            reason="",
+            starts=clock.now,
+            ends=ends,
+        )
+        for name in ("bob", "eve"):
+            by = registry.tenant(acme.tenant_id, replace(ANN, id=name))
+            await by.leases.add(terms, approved=False)
+        assert await refused_code(acme.leases.add(terms, approved=False)) == "too_many"
+
+
+async def test_a_person_has_so_many_ssh_keys(open_registry: OpenRegistry) -> None:
+    async with open_registry(limits=RecordLimits(ssh_keys_per_person=1)) as registry:
+        installation = registry.installation(ANN)
+        user = await installation.users.sign_in(issuer="https://id.example.com", subject="ann")
+        await installation.ssh_keys.add(user.id, HOST_KEYS[0])
+        assert await refused_code(installation.ssh_keys.add(user.id, HOST_KEYS[1])) == "too_many"
+
+
+async def test_one_person_writes_so_much_into_the_audit_in_a_day(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
+    async with open_registry(limits=RecordLimits(audit_per_day=7)) as registry:
+        acme = await add_tenant(registry, "acme", by=replace(ANN, id="bob"))
+        other = await add_tenant(registry, "other")
+        await _write_too_much(registry, acme, other, clock)
+
+
+async def _write_too_much(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry, clock: WallClock
+) -> None:
     eve = replace(ANN, id="eve")
     here, there = registry.tenant(acme.tenant_id, eve), registry.tenant(other.tenant_id, eve)
     device, _ = await here.devices.add("cam1")  # two entries
@@ -156,25 +223,56 @@ async def test_one_person_writes_so_much_into_the_audit_in_a_day(
 
 @pytest.mark.parametrize("how", ["codes", "host keys"])
 async def test_a_device_writes_so_much_into_the_audit_in_a_day(
-    registry: Registry,
-    acme: TenantRegistry,
-    clock: WallClock,
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    open_registry: OpenRegistry, clock: WallClock, how: str
 ) -> None:
     """A code that ends at once makes room for another, and a server may change its keys always."""
-    device, _ = await acme.devices.add("cam1")
-    monkeypatch.setattr(shares, "_MOST_A_DAY", 3)
+    async with open_registry(limits=RecordLimits(audit_per_day=3)) as registry:
+        acme = await add_tenant(registry, "acme", by=replace(ANN, id="bob"))
+        device, _ = await acme.devices.add("cam1")
 
-    async def cause(number: int) -> None:
-        if how == "codes":
-            ends = clock.now + timedelta(seconds=1)
-            more = {"services": ("ssh",), "starts": clock.now, "ends": ends}
-            await registry.fleet.open_code_lease(new_id(), device.id, **more)
-            clock.pass_time(2)
-        else:
-            await registry.fleet.report_host_keys(device.id, (HOST_KEYS[number % 2],))
+        async def cause(number: int) -> None:
+            if how == "codes":
+                ends = clock.now + timedelta(seconds=1)
+                more = {"services": ("ssh",), "starts": clock.now, "ends": ends}
+                await registry.fleet.open_code_lease(new_id(), device.id, **more)
+                clock.pass_time(2)
+            else:
+                await registry.fleet.report_host_keys(device.id, (HOST_KEYS[number % 2],))
 
-    for number in range(3):
-        await cause(number)
-    assert await refused_code(cause(3)) == "too_many"
+        for number in range(3):
+            await cause(number)
+        assert await refused_code(cause(3)) == "too_many"
+
+
+async def test_a_tenant_writes_so_much_into_its_audit_in_a_day(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
+    """However many devices and people it has; its devices leave half of that to its people."""
+    async with open_registry(limits=RecordLimits(audit_per_day_of_tenant=24)) as registry:
+        acme, other = await add_tenant(registry, "acme"), await add_tenant(registry, "other")
+        made = [(await acme.devices.add(f"cam{number}"))[0] for number in range(2)]  # 4 entries
+        _, key = await acme.install_keys.add("k", lifetime=9 * DAY, max_uses=99)
+        before = (await acme.audit.export())[-1].number
+
+        async def devices_write() -> None:
+            for number in range(99):
+                device = made[number % 2]
+                await registry.fleet.report_host_keys(device.id, (HOST_KEYS[number // 2 % 2],))
+
+        assert await refused_code(devices_write()) == "too_many"
+        written = (await acme.audit.export())[-1].number
+        assert written == before + 12
+        enrolled = registry.joining.install(key, address=ELSEWHERE, name="cam3")
+        assert await refused_code(enrolled) == "too_many"
+        # Its people go on, and so do other tenants; then its people have used up theirs.
+        bob = registry.tenant(acme.tenant_id, replace(ANN, id="bob"))
+        for _ in range(24 - written):
+            await bob.audit.note("x.y", object_kind="x", object_id="1")
+        for person in (bob, acme):
+            refused = person.audit.note("x.y", object_kind="x", object_id="1")
+            assert await refused_code(refused) == "too_many"
+        await other.devices.add("cam1")
+        # What takes rights away is never refused.
+        await bob.devices.remove(made[0].id)
+        clock.pass_time(DAY)
+        await registry.joining.install(key, address=ELSEWHERE, name="cam3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ async def live_api(
     oidc: Any = None,
     *,
     registry_url: str | None = None,
+    registry: Mapping[str, Any] | None = None,
     limits: ApiLimits | None = None,
     trusted_proxies: list[str] | None = None,
     tls: CertificatePair | None = None,
@@ -65,7 +66,7 @@ async def live_api(
     `oidc` is called with the API's own URL and gives the settings of the provider, as an
     asynchronous context manager; without it, no provider answers. With `tls` it speaks TLS, and a
     client has to trust the certificate: `client` does not. With `public_url` there is another
-    server in front.
+    server in front. `registry` are more settings of the registry.
     """
     listener = server.listen("api.listen", Address("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -91,6 +92,7 @@ async def live_api(
             registry=RegistryConfig(
                 url=Secret(registry_url or f"sqlite:///{folder}/registry.db"),
                 timeout=60,  # a busy machine writes slowly
+                **(registry or {}),
             ),
             oidc=provider,
             browser_sessions=BrowserSessionConfig(key_file=keys),

@@ -67,7 +67,7 @@ from tunnelmux.descriptors import files_allowed
 from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Keeping, PairingRules, Registry, open_registry
+from tunnelmux.registry import Keeping, PairingRules, RecordLimits, Registry, open_registry
 from tunnelmux.registry.ids import Clock, utc_now
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import ServerCertificates
@@ -233,6 +233,7 @@ async def run_api(
                 **msgspec.structs.asdict(config.pairing),
                 max_devices=config.limits.max_devices_per_tenant,
             ),
+            limits=_record_limits(config),
             connections=config.registry.connections,
             timeout=config.registry.timeout,
         ) as registry:
@@ -261,6 +262,22 @@ async def run_api(
                     yield RunningApi(api, port, metrics_port)
                 finally:
                     nursery.cancel_scope.cancel()
+
+
+def _record_limits(config: ApiConfig) -> RecordLimits:
+    limits = config.limits
+    return RecordLimits(
+        audit_per_day=config.registry.audit_per_day,
+        audit_per_day_of_tenant=config.registry.audit_per_day_of_tenant,
+        access_tokens_per_person=limits.max_access_tokens_per_person,
+        ssh_keys_per_person=limits.max_ssh_keys_per_person,
+        leases_per_person=limits.max_leases_per_person,
+        leases_per_device=limits.max_leases_per_device,
+        links_per_device=limits.max_links_per_device,
+        pairing_codes_per_tenant=limits.max_pairing_codes_per_tenant,
+        install_keys_per_tenant=limits.max_install_keys_per_tenant,
+        invitations_per_tenant=limits.max_invitations_per_tenant,
+    )
 
 
 def _keeping(config: ApiConfig) -> Keeping:

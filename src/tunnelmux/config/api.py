@@ -197,7 +197,8 @@ class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     role_claim: str | None = None
     """A claim of the id_token with a list of roles or groups, which `[[oidc.roles]]` maps to roles.
-    A membership that came from a claim ends when the claim no longer has the value.
+    A membership that came from a claim ends when the claim no longer has the value, that of the
+    last owner too: the audit and the log say so, and `tunnelmux-api admin grant` names another.
     """
 
     roles: list[RoleMapping] = []
@@ -307,9 +308,10 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     address_budget: int = 20
     """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
-    unchecked. A /56 has 4 times as many, a /48 16 times, and a person who has signed in as many
-    from anywhere. As many requests for a code may come from one address in 2 s, and 5 times as many
-    wait; then the oldest gives way that no person has looked up.
+    unchecked. A /56 has 4 times as many, a /48 16 times, a provider (/16, of IPv6 /32) 256 times,
+    and a person who has signed in as many from anywhere. As many requests for a code may come from
+    one address in 2 s, and 5 times as many wait; then the oldest gives way that no person has
+    looked up.
     """
 
     tenant_budget: int = 100
@@ -378,6 +380,32 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Devices of one tenant, however they come in: so that one account or install key does not fill
     the database of all."""
 
+    max_access_tokens_per_person: int = 200
+    """Valid access tokens of one person in one tenant: one for each program and machine of theirs.
+    """
+    max_ssh_keys_per_person: int = 50
+    """SSH keys of one person: the gateway looks through all of them."""
+
+    max_leases_per_person: int = 50
+    """Leases of one device that one person asked for and that are not over."""
+
+    max_leases_per_device: int = 500
+    """The same of all people: each proxy keeps all of them, and tells an agent that connects."""
+
+    max_links_per_device: int = 1000
+    """Links to the services of one device that are valid; a program that makes one for each visit
+    must revoke some."""
+
+    max_pairing_codes_per_tenant: int = 1000
+    """Codes made in the console that can be used: each makes it a little likelier that a guess is
+    right."""
+
+    max_install_keys_per_tenant: int = 200
+    """Install keys that can be used: one for each batch of devices."""
+
+    max_invitations_per_tenant: int = 1000
+    """Invitations that can be accepted: a large organisation on its first day."""
+
     max_events: int = 256
     """Callers that follow events at once: each holds a connection. A tenant other than the default
     one takes three quarters of them at most."""
@@ -396,7 +424,12 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("max_connections", "max_connections_per_address", "max_devices_per_tenant"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 1000000")
-        for name in ("max_events", "max_events_per_person"):
+        for name in (
+            *("max_events", "max_events_per_person", "max_access_tokens_per_person"),
+            *("max_ssh_keys_per_person", "max_leases_per_person", "max_leases_per_device"),
+            *("max_links_per_device", "max_pairing_codes_per_tenant"),
+            *("max_install_keys_per_tenant", "max_invitations_per_tenant"),
+        ):
             if not 1 <= getattr(self, name) <= 100_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 100000")
         for name in ("max_terminals", "max_terminals_per_person", "max_calls_per_person"):

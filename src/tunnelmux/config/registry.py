@@ -23,9 +23,22 @@ class RegistryAddress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     url_file: Path | None = None
     """A file whose only content is the URL: it may hold a password."""
 
+    audit_per_day: int = 20_000
+    """Entries of the audit that one person or device may cause in a day, in each program: they stay
+    for years. That is some 20 MB, and a script that goes through 10,000 devices twice. What takes a
+    right away is never refused."""
+
+    audit_per_day_of_tenant: int = 500_000
+    """The same of all people and devices of one tenant, its devices with half of it at most: so
+    that a tenant of hostile devices does not fill the disk of all (half a gigabyte in a day), nor
+    keep its own people from work. 100,000 devices can be enrolled in a day."""
+
     def __post_init__(self) -> None:
         if self.url is not None and self.url_file is not None:
             raise InvalidSetting("url", "and url_file are both there: keep one of them")
+        for name in ("audit_per_day", "audit_per_day_of_tenant"):
+            if not 10 <= getattr(self, name) <= 10**9:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 10 to {10**9}")
 
     @property
     def is_there(self) -> bool:

@@ -45,6 +45,7 @@ from tunnelmux.registry import (
     Recorded,
     RecordedEnd,
     Recordings,
+    RecordLimits,
     Registry,
     Right,
     SshRules,
@@ -557,6 +558,10 @@ async def _running(
         open_registry(
             config.registry.require_url(),
             migrate=config.registry.migrate,
+            limits=RecordLimits(
+                audit_per_day=config.registry.audit_per_day,
+                audit_per_day_of_tenant=config.registry.audit_per_day_of_tenant,
+            ),
             **_pool(config),
         ) as registry,
         trio.open_nursery() as nursery,

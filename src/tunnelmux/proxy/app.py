@@ -454,10 +454,16 @@ class RunningProxy:
             return None
         # Imported here: only [registry] needs SQL.
         from tunnelmux.proxy.tunnels.leases import LeaseBook
-        from tunnelmux.registry import open_registry
+        from tunnelmux.registry import RecordLimits, open_registry
 
         migrate = None if config.registry.migrate else False
-        source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
+        shares = RecordLimits(
+            audit_per_day=config.registry.audit_per_day,
+            audit_per_day_of_tenant=config.registry.audit_per_day_of_tenant,
+        )
+        source = partial(
+            open_registry, url, migrate=migrate, limits=shares, timeout=_REGISTRY_TIMEOUT
+        )
         source()  # so that an unusable URL is reported now
         identity, limits = self._around.identity, config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)

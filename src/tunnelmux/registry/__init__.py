@@ -67,6 +67,7 @@ from tunnelmux.registry.people import (
     User,
     Users,
 )
+from tunnelmux.registry.record_limits import RecordLimits
 from tunnelmux.registry.recordings import IndexPoint, Recorded, RecordedEnd, Recording, Recordings
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
@@ -144,6 +145,7 @@ __all__ = [
     "Pairings",
     "ProvenToken",
     "Proxy",
+    "RecordLimits",
     "Recorded",
     "RecordedEnd",
     "Recording",

@@ -18,6 +18,7 @@ from tunnelmux.registry.fleet import Fleet
 from tunnelmux.registry.leases import Leases
 from tunnelmux.registry.pairing import InstallKeys, Joining, PairingRules, Pairings
 from tunnelmux.registry.people import Invitations, Members, Users
+from tunnelmux.registry.record_limits import RecordLimits
 from tunnelmux.registry.recordings import Recordings
 from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.ssh_rules import TenantSsh
@@ -128,6 +129,7 @@ def open_registry(
     *,
     migrate: bool | None = None,
     rules: PairingRules | None = None,
+    limits: RecordLimits | None = None,
     connections: int = 4,
     timeout: float = 5.0,
 ) -> AbstractAsyncContextManager[Registry]:
@@ -151,6 +153,7 @@ def open_registry(
         url,
         migrate=migrate,
         rules=rules or PairingRules(),
+        limits=limits,
         connections=connections,
         timeout=timeout,
     )

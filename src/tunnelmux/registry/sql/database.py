@@ -19,6 +19,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from tunnelmux.config import Secret
 from tunnelmux.errors import ConfigError, RegistryAway, RegistryError, RegistryFailed
+from tunnelmux.registry.record_limits import RecordLimits
 from tunnelmux.registry.sql.problems import is_worth_another_try, translate
 from tunnelmux.registry.sql.shares import DailyShares
 
@@ -54,7 +55,14 @@ class Database:
     back, within its timeout, and its thread always ends.
     """
 
-    def __init__(self, url: Secret, *, connections: int, timeout: float) -> None:
+    def __init__(
+        self,
+        url: Secret,
+        *,
+        connections: int,
+        timeout: float,
+        limits: RecordLimits | None = None,
+    ) -> None:
         parsed = parse_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.url = parsed
@@ -64,8 +72,10 @@ class Database:
         self.timeout = timeout
         self.failures = {"away": 0, "failed": 0}
         """How many calls of `run` have failed in these ways."""
-        self.shares = DailyShares()
-        """What persons and devices have written into the audit today."""
+        self.limits = limits or RecordLimits()
+        """How many records there may be."""
+        self.shares = DailyShares(self.limits)
+        """What persons, devices and tenants have written into the audit today."""
         self._calls = threading.local()
         self._is_closed = False
         if self.is_sqlite:

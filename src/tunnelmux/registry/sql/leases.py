@@ -26,11 +26,6 @@ __all__ = ["SqlLeases", "change_lease", "end_lease", "find_lease", "is_living", 
 _L = schema.leases
 _A = schema.audit
 
-_MOST_OF_A_PERSON = 50
-_MOST_OF_A_DEVICE = 500
-# Living leases of one device, those that wait among them: the proxies keep all of them, and agents
-# are told of all when they connect.
-
 _MAX_SERVICES = 64
 _MAX_DETAILS = 8 * MOST_TEXT
 # Characters of JSON about one event, with what is not text in it. A control character takes six.
@@ -227,10 +222,11 @@ def _need_room(tx: Transaction, device_id: str) -> None:
     here = sa.and_(_L.c.device_id == device_id, _L.c.kind == "person", is_living(tx.now))
     count = tx.select(_L, sa.func.count()).where(here)
     mine: int = tx.execute(count.where(_L.c.created_by == tx.actor.user_id)).scalar_one()
-    if mine >= _MOST_OF_A_PERSON or tx.execute(count).scalar_one() >= _MOST_OF_A_DEVICE:
+    of_person, of_device = tx.limits.leases_per_person, tx.limits.leases_per_device
+    if mine >= of_person or tx.execute(count).scalar_one() >= of_device:
         raise RegistryRefused(
             f"{mine} leases of this device that you asked for are not over, and a person has at "
-            f"most {_MOST_OF_A_PERSON}, a device {_MOST_OF_A_DEVICE}: end some",
+            f"most {of_person}, a device {of_device}: end some",
             code="too_many",
         )
 

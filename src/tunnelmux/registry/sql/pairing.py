@@ -52,12 +52,6 @@ _D = schema.devices
 
 _MAX_USES = 1_000_000
 
-_MOST_CODES = 1000
-# Of a tenant, that can be used. Each makes it a little likelier that a guess is right.
-
-_MOST_KEYS = 200
-# Install keys of a tenant that can be used: one for each batch of devices.
-
 _PART = 25
 # Devices of a revoked key that one transaction ends: 20 ms each were seen on a busy machine.
 
@@ -88,7 +82,7 @@ class SqlPairings(RuledRepository, Pairings):
         check_serial_free(tx, serial, replace or "")
         mine = sa.and_(_P.c.kind == "console", _P.c.state == "open", _P.c.expires > tx.now)
         what = "codes of a tenant are good at once: use an install key for many devices"
-        need_room(tx, _P, mine, most=_MOST_CODES, what=what)
+        need_room(tx, _P, mine, most=tx.limits.pairing_codes_per_tenant, what=what)
         pairing_id, code = insert_pairing(
             tx.above(),
             self._rules,
@@ -221,7 +215,8 @@ class SqlInstallKeys(Repository, InstallKeys):
                 field="serials",
             )
         good = sa.and_(_K.c.revoked.is_(None), _K.c.expires > tx.now, _K.c.uses < _K.c.max_uses)
-        need_room(tx, _K, good, most=_MOST_KEYS, what="install keys are good at once: revoke some")
+        what = "install keys are good at once: revoke some"
+        need_room(tx, _K, good, most=tx.limits.install_keys_per_tenant, what=what)
         secret, digest = new_secret("tmk")
         key_id = new_id()
         values: dict[str, Any] = {

@@ -9,6 +9,7 @@ from tunnelmux.config import Secret
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.ids import Clock, utc_now
 from tunnelmux.registry.pairing import PairingRules
+from tunnelmux.registry.record_limits import RecordLimits
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry
 from tunnelmux.registry.sql.audit import SqlAuditTrail
 from tunnelmux.registry.sql.browser_sessions import SqlBrowserSessions
@@ -43,6 +44,7 @@ def open_sql_registry(
     *,
     migrate: bool | None,
     rules: PairingRules,
+    limits: RecordLimits | None = None,
     connections: int,
     timeout: float,
     clock: Clock = utc_now,
@@ -51,7 +53,7 @@ def open_sql_registry(
     parse_url(url)
 
     def make() -> Database:
-        return Database(url, connections=connections, timeout=timeout)
+        return Database(url, connections=connections, timeout=timeout, limits=limits)
 
     return _opened(make, migrate, rules, clock)
 

@@ -29,7 +29,6 @@ _U = schema.users
 _T = schema.tickets
 _M = schema.memberships
 
-_MOST_KEYS = 50
 _LONGEST_TICKET = 600.0
 # Seconds: a ticket is for a command that a person runs at once.
 
@@ -52,9 +51,10 @@ class SqlSshKeys(Repository, SshKeys):
         count: int = tx.execute(
             sa.select(sa.func.count()).select_from(_K).where(_K.c.user_id == user_id)
         ).scalar_one()
-        if count >= _MOST_KEYS:
+        if count >= tx.limits.ssh_keys_per_person:
             raise RegistryRefused(
-                f"a person has at most {_MOST_KEYS} keys: remove one", code="too_many"
+                f"a person has at most {tx.limits.ssh_keys_per_person} keys: remove one",
+                code="too_many",
             )
         key_id = new_id()
         name = names.check_text("name", name or public.comment, 255)

@@ -30,9 +30,6 @@ _T = schema.tenants
 
 _log = get_logger("registry")
 
-_MOST_OF_A_PERSON = 200
-# Valid access tokens: one for each program and machine of theirs, and then some.
-
 _USE_WRITTEN = timedelta(minutes=1)
 # How old last_used may be: a program that calls every second must not cause a write every second.
 
@@ -154,7 +151,8 @@ def add_token(
         )
     valid = sa.and_(_A.c.revoked.is_(None), sa.or_(_A.c.expires.is_(None), _A.c.expires > tx.now))
     what = "access tokens of a person are valid at once: revoke some"
-    need_room(tx, _A, _A.c.user_id == user_id, valid, most=_MOST_OF_A_PERSON, what=what)
+    most = tx.limits.access_tokens_per_person
+    need_room(tx, _A, _A.c.user_id == user_id, valid, most=most, what=what)
     token_id = new_id()
     expires = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
     tx.insert(

@@ -18,6 +18,7 @@ from tunnelmux.registry.audit import AuditEntry, hash_entry
 from tunnelmux.registry.changes import ChangeKind
 from tunnelmux.registry.ids import Clock, format_time
 from tunnelmux.registry.pairing import PairingRules
+from tunnelmux.registry.record_limits import RecordLimits
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.guard import check_tenant
@@ -56,10 +57,12 @@ class Transaction:
         actor: Actor,
         now: datetime,
         shares: DailyShares,
+        limits: RecordLimits,
     ) -> None:
         self.tenant_id = tenant_id
         self.actor = actor
         self.now = now
+        self.limits = limits
         self._connection = connection
         self._shares = shares
 
@@ -89,7 +92,12 @@ class Transaction:
 
     def _bound(self, tenant_id: str | None, actor: Actor) -> Transaction:
         return Transaction(
-            self._connection, tenant_id=tenant_id, actor=actor, now=self.now, shares=self._shares
+            self._connection,
+            tenant_id=tenant_id,
+            actor=actor,
+            now=self.now,
+            shares=self._shares,
+            limits=self.limits,
         )
 
     def lock(self) -> None:
@@ -204,9 +212,9 @@ class Transaction:
         """Write the audit entry of a change, chained to the previous one.
 
         Without a tenant it goes into the installation's own audit. Raises RegistryRefused
-        `too_many` where the actor has caused too many within a day.
+        `too_many` where the actor, or the tenant, has caused too many within a day.
         """
-        self._shares.take(self.actor, action, self.now)
+        self._shares.take(self.actor, action, self.now, self.tenant_id)
         tenants = schema.tenants
         tenant_id = self.tenant_id or schema.SYSTEM_TENANT
         number, previous = self._connection.execute(
@@ -290,6 +298,7 @@ class Repository:
             actor=self._actor,
             now=self._clock(),
             shares=self._database.shares,
+            limits=self._database.limits,
         )
         if write and self._tenant_id is not None:
             transaction.lock()

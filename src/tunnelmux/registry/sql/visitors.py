@@ -45,9 +45,6 @@ _U = schema.users
 _MOST_RULES = 64
 # Rules of one device: as many as a proxy knows services of it.
 
-_MOST_LINKS = 1000
-# Links to one device that are not over; a program that makes one for each visit must revoke some.
-
 _KEY_LIFETIME = timedelta(days=1)
 
 _LONGEST_LINK = 31 * 86_400.0
@@ -117,9 +114,9 @@ class SqlServiceLinks(Repository, ServiceLinks):
                 _L.c.device_id == device_id, _L.c.revoked.is_(None), _L.c.ends > tx.now
             )
         ).scalar_one()
-        if living >= _MOST_LINKS:
+        if living >= tx.limits.links_per_device:
             raise RegistryRefused(
-                f"this device has {_MOST_LINKS} valid links already: revoke some",
+                f"this device has {living} valid links already: revoke some",
                 code="too_many",
             )
         link_id = new_id()
