@@ -54,7 +54,7 @@ class Callers:
         """Where it is given, each look at a credential waits for it."""
         self.ended: set[str] = set()
         self.answers: list[int] = []
-        limits = GateLimits(max_calls=2, max_changes=3, max_looks=2)
+        limits = GateLimits(max_calls=2, max_changes=3, max_looks=2, max_strangers=3)
         trusted = TrustedProxies.parse([])
         self.gate = Gate(self.app, self._identify, trusted_proxies=trusted, limits=limits)
 
@@ -185,6 +185,30 @@ async def test_who_reads_an_answer_slowly_keeps_no_other_waiting(slow: str, othe
         with trio.fail_after(10):
             await callers.call(other, "/api/auth/login")
         read.set()
+
+
+async def test_strangers_at_many_addresses_have_few_turns_and_others_wait_for_none(
+    autojump_clock: Any,
+) -> None:
+    """Each address had turns of its own: so 200 of them kept a person's change waiting for 20 s,
+    since SQLite does one after the other."""
+    callers, path = Callers(), "/api/pairing/exchange"
+    async with trio.open_nursery() as nursery:
+        for number in range(400):
+            nursery.start_soon(
+                partial(callers.call, "", path, "POST", address=f"198.18.{number % 200}.7")
+            )
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == ["stranger"] * 3
+        nursery.start_soon(callers.call, "ada@default")
+        # What watches this program, and people who sign in, wait for no stranger either.
+        for other in ("/api/health", "/api/auth/login"):
+            nursery.start_soon(callers.call, "", other)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(callers.app.under_way[3:]) == ["ada", "stranger", "stranger"]
+        callers.app.go_on.set()
+    assert Counter(callers.answers) == {200: 403}
+    assert len(callers.gate._strangers) == 0
 
 
 async def test_who_follows_events_holds_no_turn() -> None:

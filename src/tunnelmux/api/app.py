@@ -173,8 +173,9 @@ def build_app(api: Api) -> ASGIApp:
             api.config.limits.max_body,
             api.config.limits.max_calls_per_person,
             api.config.limits.max_changes_per_minute,
-            # The other half is for callers who are known, and for what they do.
-            max(1, api.config.registry.connections // 2),
+            # A half of the database is for callers who are known.
+            max_looks=max(1, api.config.registry.connections // 4),
+            max_strangers=max(1, api.config.registry.connections // 4),
         ),
         streams=lambda path: _FORWARDED.match(path) is not None,
         is_long=lambda path: path == _COMMANDS,

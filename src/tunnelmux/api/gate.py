@@ -26,7 +26,7 @@ from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_coo
 from tunnelmux.api.fetch_metadata import field_of, is_of_own_page, is_opened_by_person
 from tunnelmux.api.identity import credential_of
 from tunnelmux.api.problems import Refused, problem_response
-from tunnelmux.api.turns import Changes, KnownCallers, Looks, Turn, Turns
+from tunnelmux.api.turns import Changes, KnownCallers, StrangersTurn, StrangersTurns, Turn, Turns
 from tunnelmux.http.fields import TrustedProxies, client_address
 from tunnelmux.observability import get_logger
 from tunnelmux.transports.admission import source_of
@@ -59,6 +59,15 @@ _SIGNS_VISITORS_IN = "/api/access/sign-in"
 # It only leads on, to an address that a proxy has signed: also in a frame, where a service's rule
 # (`preflights`) allows that.
 
+_WAITS_FOR_OTHERS = frozenset(
+    {
+        *("/api/auth/login", "/api/auth/callback", "/api/auth/backchannel-logout"),
+        "/api/health",
+    }
+)
+# Calls of strangers that take no turn of theirs: these wait for the provider, not for the registry,
+# and what watches this program is not to wait at all.
+
 _TENANTS_SHARE = 4
 # How many times the calls of a person all people of a tenant may make at once.
 
@@ -80,6 +89,8 @@ class GateLimits:
     """Calls of one person in a minute that may change something."""
     max_looks: int = 4
     """Credentials that are looked up at once for callers who have not shown them before."""
+    max_strangers: int = 4
+    """Calls of strangers that are worked on at once, except where they sign in."""
 
 
 class Gate:
@@ -109,7 +120,14 @@ class Gate:
         self._is_long = is_long
         self._turns = Turns(self._limits.max_calls)
         self._known = KnownCallers()
-        self._looks = Looks(self._limits.max_looks)
+        self._looks = StrangersTurns(
+            self._limits.max_looks,
+            "Too many callers show credentials that are not known here: try again in a moment.",
+        )
+        self._strangers = StrangersTurns(
+            self._limits.max_strangers,
+            "Too many callers who have not signed in wait for an answer: try again in a moment.",
+        )
         self._changes = Changes(self._limits.max_changes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,6 +186,10 @@ class Gate:
             if shared:
                 turn = await held.enter_async_context(self._turns.turn(shared, most))
                 exchange.shared.append(turn)
+            if principal is None and path not in _WAITS_FOR_OTHERS:
+                # A person who has signed in waits for these few at the registry, and for no more.
+                waited = self._strangers.turn(scope["client"][0])
+                exchange.shared.append(await held.enter_async_context(waited))
         except Refused as exc:
             return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
         return None
@@ -220,7 +242,7 @@ class _Exchange:
         self.started = False
         self.turns: list[Turn] = []
         """Given back where an answer goes on for as long as its reader likes."""
-        self.shared: list[Turn] = []
+        self.shared: list[Turn | StrangersTurn] = []
         """Turns that others wait for, too: given back when the answer begins, since a reader may
         take its time."""
         self._scope = scope

@@ -15,7 +15,7 @@ import trio
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.rounds import Rounds
 
-__all__ = ["Changes", "KnownCallers", "Look", "Looks", "Turn", "Turns"]
+__all__ = ["Changes", "KnownCallers", "StrangersTurn", "StrangersTurns", "Turn", "Turns"]
 
 _PATIENCE = 30.0
 # Seconds that a call waits for its turn: as long as browsers and programs wait for an answer.
@@ -115,40 +115,41 @@ class KnownCallers:
         return len(self._people)
 
 
-class Look:
-    """One look at a credential that is not known. `give_back` it as soon as the look is over."""
+class StrangersTurn:
+    """The turn of one stranger. `give_back` it as soon as the next one may go on."""
 
-    def __init__(self, looks: Looks) -> None:
-        self._looks: Looks | None = looks
+    def __init__(self, turns: StrangersTurns) -> None:
+        self._turns: StrangersTurns | None = turns
 
     def give_back(self) -> None:
-        """Have the next one look. Harmless twice."""
-        if self._looks is not None:
-            looks, self._looks = self._looks, None
-            looks.give_back()
+        """Have the next one go on. Harmless twice."""
+        if self._turns is not None:
+            turns, self._turns = self._turns, None
+            turns.give_back()
 
 
-class Looks:
-    """Lets `limit` credentials be looked up at once, for callers who are not known yet; others wait
-    in rounds."""
+class StrangersTurns:
+    """Lets `limit` callers who are not known go on at once; others wait in rounds. `message` is for
+    one who has waited too long."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, message: str) -> None:
         self._free = limit
+        self._message = message
         self._rounds = Rounds()
 
     @asynccontextmanager
-    async def turn(self, address: str) -> AsyncIterator[Look]:
-        """A look for the length of the block, unless it is given back before. Raises Refused where
+    async def turn(self, address: str) -> AsyncIterator[StrangersTurn]:
+        """A turn for the length of the block, unless it is given back before. Raises Refused where
         none comes in time."""
         if self._free:
             self._free -= 1
         else:
             await self._wait(address)
-        look = Look(self)
+        turn = StrangersTurn(self)
         try:
-            yield look
+            yield turn
         finally:
-            look.give_back()
+            turn.give_back()
 
     async def _wait(self, address: str) -> None:
         called = self._rounds.add(address)
@@ -162,14 +163,11 @@ class Looks:
                 self._rounds.remove(address, called)
             if not isinstance(problem, trio.TooSlowError):
                 raise
-            message = (
-                "Too many callers show credentials that are not known here: try again in a moment."
-            )
             headers = {"retry-after": "5"}
-            raise Refused(429, "too_many_calls", message, headers=headers) from None
+            raise Refused(429, "too_many_calls", self._message, headers=headers) from None
 
     def give_back(self) -> None:
-        """Call the next one; called by a look that is over."""
+        """Call the next one; called by a turn that is over."""
         if not self._rounds.call_next():
             self._free += 1
 

@@ -100,8 +100,9 @@ class RegistryConfig(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_
     """Whether to bring the schema up to date at the start; by default for SQLite only."""
 
     connections: int = 8
-    """Concurrent calls to the database; up to half of them look up tokens that were not shown
-    before, so that strangers with wrong ones keep no one waiting for long."""
+    """Concurrent calls to the database; up to a quarter of them look up tokens that were not shown
+    before, and a quarter are for callers without any, who pair devices: so that strangers keep no
+    one waiting for long."""
 
     timeout: float = 5.0
     """Seconds after which a call to the database is abandoned."""
