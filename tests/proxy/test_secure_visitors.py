@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 import trustme
 from structlog.testing import capture_logs
@@ -433,6 +434,53 @@ async def test_a_visitor_without_data_is_dropped(
 NEWCOMERS = 60
 
 
+async def connected(target: Target, count: int) -> list[socket.socket]:
+    """So many visitors from one address, of whom the proxy knows."""
+    address = target.proxy.http_address
+    assert address is not None
+    before = target.proxy._gauges()["tunnelmux_http_visitors"][1]
+    made = [socket.create_connection(tuple(address)) for _ in range(count)]
+    while target.proxy._gauges()["tunnelmux_http_visitors"][1] < before + count:  # noqa: ASYNC110
+        await trio.sleep(0.005)
+    return made
+
+
+class Hello:
+    """A client that is at its hello."""
+
+    def __init__(self, target: Target) -> None:
+        assert target.trust is not None
+        self._incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._outgoing = outgoing
+        self._client = target.trust.wrap_bio(
+            self._incoming, outgoing, server_hostname="dev1.localhost"
+        )
+        self.said = self._go_on()
+
+    def _go_on(self) -> bytes:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._client.do_handshake()
+        return self._outgoing.read()
+
+    def after(self, answer: bytes) -> bytes:
+        """What it says to this answer."""
+        self._incoming.write(answer)
+        return self._go_on()
+
+
+def readable(sockets: list[socket.socket]) -> int:
+    ready, _, _ = select.select(sockets, [], [], 0)
+    return len(ready)
+
+
+async def each_is_answered(newcomers: list[socket.socket]) -> None:
+    while readable(newcomers) < len(newcomers):  # noqa: ASYNC110  no event tells it
+        await trio.sleep(0.005)
+    for newcomer in newcomers:
+        assert newcomer.recv(1) == b"\x16"  # a handshake record
+        newcomer.close()
+
+
 @pytest.mark.parametrize("begun", [0, 1, 100], ids=lambda begun: f"{begun}-before")
 async def test_the_handshakes_of_others_keep_no_one_waiting(
     tls: tuple[Path, ssl.SSLContext], begun: int
@@ -442,16 +490,8 @@ async def test_the_handshakes_of_others_keep_no_one_waiting(
     async with rig(tls=tls) as target:
         await target.first_exchange()
         peer = await target.carried_exchange()
-        address = target.proxy.http_address
-        assert address is not None and target.trust is not None
-        newcomers = [socket.create_connection(tuple(address)) for _ in range(NEWCOMERS)]
-        while target.proxy._gauges()["tunnelmux_http_visitors"][1] <= NEWCOMERS:  # noqa: ASYNC110
-            await trio.sleep(0.005)
-        hello = ssl.MemoryBIO()
-        client = target.trust.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="dev1.localhost")
-        with contextlib.suppress(ssl.SSLWantReadError):
-            client.do_handshake()
-        said = hello.read()
+        newcomers = await connected(target, NEWCOMERS)
+        said = Hello(target).said
         for newcomer in newcomers:
             newcomer.send(said[:begun])
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -459,14 +499,61 @@ async def test_the_handshakes_of_others_keep_no_one_waiting(
             newcomer.send(said[begun:])
         await target.visitor.send(get("/asked-after-them"))
         assert b"/asked-after-them" in await peer.read_head()
-        ready, _, _ = select.select(newcomers, [], [], 0)
-        assert len(ready) < NEWCOMERS
-        while len(ready) < NEWCOMERS:  # and each has its turn
+        assert readable(newcomers) < NEWCOMERS
+        await each_is_answered(newcomers)
+
+
+async def test_second_hellos_keep_no_one_waiting(tls: tuple[Path, ssl.SSLContext]) -> None:
+    """The first is cheap to refuse (RFC 8446 section 4.1.4), the second costs as much as any: it
+    was answered in the order of arrival."""
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        peer = await target.carried_exchange()
+        context = target.proxy._http._settings.tls
+        assert context is not None
+        context.set_ecdh_curve("secp521r1")  # for which clients have no key ready
+        newcomers = await connected(target, NEWCOMERS)
+        hellos = [Hello(target) for _ in newcomers]
+        for newcomer, hello in zip(newcomers, hellos, strict=True):
+            newcomer.send(hello.said)
+        while readable(newcomers) < NEWCOMERS:  # noqa: ASYNC110  no event tells it
             await trio.sleep(0.005)
-            ready, _, _ = select.select(newcomers, [], [], 0)
-        for newcomer in newcomers:
-            assert newcomer.recv(1) == b"\x16"  # a handshake record
-            newcomer.close()
+        again = [
+            hello.after(newcomer.recv(4096))
+            for newcomer, hello in zip(newcomers, hellos, strict=True)
+        ]
+        for newcomer, said in zip(newcomers, again, strict=True):
+            newcomer.send(said)
+        await target.visitor.send(get("/asked-after-them"))
+        assert b"/asked-after-them" in await peer.read_head()
+        assert readable(newcomers) < NEWCOMERS
+        await each_is_answered(newcomers)
+
+
+async def test_handshakes_of_one_address_keep_no_other_waiting(
+    tls: tuple[Path, ssl.SSLContext],
+) -> None:
+    """They were done in the order of arrival: a newcomer waited for those of a whole flood."""
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        newcomers = await connected(target, NEWCOMERS)
+        # Two addresses share their turns by chance, once in so many.
+        another = next(
+            address
+            for address in (f"127.0.0.{number}" for number in range(2, 255))
+            if (hash(address) - hash("127.0.0.1")) % 256
+        )
+        address = target.proxy.http_address
+        assert address is not None
+        visitor = socket.create_connection(tuple(address), source_address=(another, 0))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        said = Hello(target).said
+        for newcomer in [*newcomers, visitor]:
+            newcomer.send(said)
+        while not readable([visitor]):
+            await trio.lowlevel.checkpoint()
+        assert readable(newcomers) < NEWCOMERS // 2
+        await each_is_answered([*newcomers, visitor])
 
 
 @pytest.mark.slow

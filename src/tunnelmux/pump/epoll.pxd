@@ -12,12 +12,19 @@ cdef extern from "sys/epoll.h" nogil:
 
 
 cdef enum:
+    LANES = 256  # of first turns
     INPUT = 262144  # bytes read from a tunnel at once
     OUTPUT = 131072  # bytes of payload in one flush: half the pipe of a busy loopback connection
     CONTROL_ROOM = 4096  # bytes of control frames that a flush has room for behind its payload
 
 
 cdef object os_error(int code)
+cdef Py_ssize_t lane_of(str source) except -1
+
+
+cdef struct Lane:
+    Link turns
+    Link link
 
 
 cdef class Pump:
@@ -32,6 +39,7 @@ cdef class Pump:
     cdef bytes random_bytes
     cdef Py_ssize_t random_used
     cdef Link turns
+    cdef Lane lanes[LANES]
     cdef Link first_turns
     cdef Link dirty
     cdef list news
@@ -57,7 +65,8 @@ cdef class Pump:
     cdef bint wait_a_moment(self) noexcept
     cdef int handle_events(self) except -1
     cdef int take_turns(self) except -1
-    cdef int take_turns_of(self, Link *turns, double until) except -1
+    cdef int take_first_turns(self, double until) except -1
+    cdef int take_turn_of(self, Member member) except -1
     cdef int flush_dirty(self) except -1
 
 
@@ -69,6 +78,7 @@ cdef class Member:
     cdef bint told
     cdef bint registered
     cdef bint is_first
+    cdef Py_ssize_t lane
 
     cdef int on_event(self, uint32_t events) except -1
     cdef int take_turn(self) except -1

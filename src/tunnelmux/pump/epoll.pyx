@@ -101,6 +101,11 @@ cdef object os_error(int code):
     return OSError(code, os.strerror(code))
 
 
+cdef Py_ssize_t lane_of(str source) except -1:
+    """The lane of peers with this address. Python's key makes it another one in each process."""
+    return <size_t>hash(source) % LANES
+
+
 def trim_heap():
     trim_heap_()
 
@@ -108,15 +113,21 @@ def trim_heap():
 @cython.final
 cdef class Pump:
     # A member is in `members` from `add` to `remove`, which hold a reference to it, so that links
-    # and epoll need none. `turns` lists members that have something left to do, `first_turns` those
-    # that begin with a TLS handshake, which costs a hundred times as much as what others do: they
-    # come after them, so that a flood of handshakes keeps none of them waiting. `dirty` lists the
+    # and epoll need none. `turns` lists members that have something left to do. Those that begin
+    # with a TLS handshake, which costs a hundred times as much as what others do, come after them,
+    # so that a flood of handshakes keeps none of them waiting. They are in `lanes` by the address of
+    # their peers, of which `first_turns` lists those in use; one of each has its turn before a
+    # second of any, so that a flood from one address delays no other's handshake. `dirty` lists the
     # tunnels that may have something to send.
 
     def __cinit__(self):
         self.epoll_fd = self.wake_fd = -1
         init_link(&self.turns, NULL)
         init_link(&self.first_turns, NULL)
+        cdef Py_ssize_t lane
+        for lane in range(LANES):
+            init_link(&self.lanes[lane].turns, NULL)
+            init_link(&self.lanes[lane].link, &self.lanes[lane])
         init_link(&self.dirty, NULL)
         self.news = []
         self.leaving = []
@@ -376,31 +387,49 @@ cdef class Pump:
     # -- the second and third part of a batch -----------------------------------------------------
 
     cdef int take_turns(self) except -1:
-        self.take_turns_of(&self.turns, self.began + PORTION)
-        if is_linked(&self.first_turns):
-            self.take_turns_of(&self.first_turns, monotonic() + FIRST_PORTION)
-        return 0
-
-    cdef int take_turns_of(self, Link *turns, double until) except -1:
-        """Take the turns that are listed there until that time, and one at least."""
         cdef Link last
         cdef Link *link
-        cdef Member member
+        cdef double until = self.began + PORTION
         cdef int left = EVENTS  # the others are first in the next round
         init_link(&last, NULL)
-        append_link(turns, &last)  # a turn asked for during this round waits for the next one
-        while left and turns.following != &last:
+        append_link(&self.turns, &last)  # a turn asked for in this round waits for the next one
+        while left and self.turns.following != &last:
             left -= 1
-            link = turns.following
+            link = self.turns.following
             unlink(link)
-            member = <Member>link.owner
-            try:
-                member.take_turn()
-            except Exception as error:
-                member.fail(error)
+            self.take_turn_of(<Member>link.owner)
             if monotonic() > until:
                 break
         unlink(&last)
+        if is_linked(&self.first_turns):
+            self.take_first_turns(monotonic() + FIRST_PORTION)
+        return 0
+
+    cdef int take_first_turns(self, double until) except -1:
+        """Take one of each lane after the other until that time, and one at least."""
+        cdef Lane *lane
+        cdef Link *link
+        cdef int left = EVENTS
+        while left and is_linked(&self.first_turns):
+            lane = <Lane *>self.first_turns.following.owner
+            unlink(&lane.link)
+            if not is_linked(&lane.turns):
+                continue  # those that were in it have left
+            left -= 1
+            link = lane.turns.following
+            unlink(link)
+            if is_linked(&lane.turns):
+                append_link(&self.first_turns, &lane.link)
+            self.take_turn_of(<Member>link.owner)
+            if monotonic() > until:
+                break
+        return 0
+
+    cdef int take_turn_of(self, Member member) except -1:
+        try:
+            member.take_turn()
+        except Exception as error:
+            member.fail(error)
         return 0
 
     cdef int flush_dirty(self) except -1:
@@ -452,7 +481,9 @@ cdef class Member:
         """More may be sent on the member's stream than before."""
 
     cdef void want_turn(self) noexcept:
-        if self.registered and not is_linked(&self.turn_link):
-            append_link(
-                &self.pump.first_turns if self.is_first else &self.pump.turns, &self.turn_link
-            )
+        cdef Lane *lane = &self.pump.lanes[self.lane]
+        if not self.registered or is_linked(&self.turn_link):
+            return
+        append_link(&lane.turns if self.is_first else &self.pump.turns, &self.turn_link)
+        if self.is_first and not is_linked(&lane.link):
+            append_link(&self.pump.first_turns, &lane.link)

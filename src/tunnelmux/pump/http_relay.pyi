@@ -16,6 +16,9 @@ class _Carrier(Protocol):
     def judge(self) -> Judge:
         """Reads what the scanner declines."""
     @property
+    def source(self) -> str:
+        """The address of the visitor's connection, as limits count it."""
+    @property
     def heeds(self) -> bool:
         """Whether the connection comes from a trusted proxy, whose forwarding fields count."""
     @property

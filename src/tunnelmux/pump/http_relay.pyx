@@ -23,7 +23,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from tunnelmux._frame cimport HEADER_BYTES
-from tunnelmux.pump.epoll cimport Member, Pump
+from tunnelmux.pump.epoll cimport Member, Pump, lane_of
 from tunnelmux.pump.followers cimport (
     ANSWER_BROKEN, ANSWER_DONE, ANSWER_HEAD, ANSWER_LENGTH, ANSWER_MISSING, ANSWER_NONE,
     ANSWER_REFUSED, ANSWER_UNTIL_END, GIVES_MADE, GIVES_SAME, HEAD_DECLINED, REQUEST_BROKEN,
@@ -68,8 +68,8 @@ cdef class HttpRelay(LegUser):
                  bytes early=b""):
         self.pump = pump
         self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
-        self.fd, self.is_first = self.local.fd, self.local.is_unanswered()
-        self.owner, self.carrier = owner, carrier
+        self.fd, self.lane = self.local.fd, lane_of(carrier.source)
+        self.owner, self.carrier, self.is_first = owner, carrier, self.local.is_unanswered()
         self.heeds, self.traces = carrier.heeds, carrier.traces
         self.connection_is_shared = carrier.connection_is_shared
         self.drain_bytes, self.phase_since = drain_bytes, pump.now

@@ -20,6 +20,7 @@ from tunnelmux.pump.epoll cimport (
 )
 from tunnelmux.pump.tls_records cimport RecordWatch, watch_of
 
+import hashlib
 import ssl
 
 cdef extern from "sys/socket.h" nogil:
@@ -38,6 +39,9 @@ cdef enum:
     ANSWERS = 16384  # bytes that TLS may have for the peer before nothing more is read from it
     PIECE = RECORD + 512  # bytes of records that TLS gets at first: without data they cost much more
 
+# The random bytes of a server's hello that asks for another of the client (RFC 8446 section 4.1.3).
+cdef bytes RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
+
 # Holds records between the kernel and the TLS library, which copies them before it returns.
 cdef uint8_t records[CIPHER]
 
@@ -45,8 +49,8 @@ cdef uint8_t records[CIPHER]
 @cython.final
 cdef class PumpSocket:
     # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end has to be sent behind
-    # it, `held` that reading waits for it, `answered` that TLS had something to send for a read,
-    # `within` that the last record was not read to its end, `garbled` that one could not be
+    # it, `held` that reading waits for it, `answered` that TLS has answered the peer's hello and did
+    # not ask for another, `within` that the last record was not read to its end, `garbled` that one could not be
     # decrypted, and `closed` that close_notify came; `at_end` is set once a read has returned 0.
     # `error` is set once, and `hung_up` with it, so that reading goes on to the end.
 
@@ -190,7 +194,6 @@ cdef class PumpSocket:
                 break
             filled = self.take_records(n, data, room)
         if self.outgoing.pending:
-            self.answered = True
             self.flush()
         if filled:
             # The next read returns what the library still has, and what the kernel has.
@@ -297,6 +300,7 @@ cdef class PumpSocket:
             if self.cipher is None:
                 self.cipher = self.outgoing.read()
                 self.cipher_at = 0
+                self.answered = self.answered or self.cipher[11:43] != RETRY
             while self.cipher_at < len(self.cipher):
                 n = self.send_plain(
                     <const uint8_t *>PyBytes_AS_STRING(self.cipher) + self.cipher_at,

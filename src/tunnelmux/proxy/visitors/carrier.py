@@ -252,6 +252,8 @@ class Carrier:
         self.client: str | None = None
         """Who made the last request, as trusted proxies report it."""
         self.judge = HeadJudge(settings.limits)
+        self.source = visit.place.source
+        """The address of the connection, as limits count it."""
         self.heeds = visitor.trusted
         """Whether the peer is a trusted proxy, whose fields about the sender count."""
         self.connection_is_shared = visitor.connection_is_shared
