@@ -46,6 +46,7 @@ from tunnelmux.transports import (
 from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket, has_hung_up
+from tunnelmux.transports.turns import Turns
 from tunnelmux.wire import (
     ASSIST_FIELD,
     CLOSE_REPLACED,
@@ -183,8 +184,7 @@ class TunnelServer:
         """Called for each connection that has ended before its session began."""
         self._registered = registered
         self._live: set[LocalHandle] = set()
-        self._rivals = Rivals()
-        self._measurements = Measurements()
+        self._rivals, self._measurements, self._turns = Rivals(), Measurements(), Turns()
         self._refusals = RepeatedLines("tunnel refused")
         self._failures = RepeatedLines("tunnel handshake failed")
         self._lines = BoundedLines("proxy.tunnel")
@@ -263,6 +263,7 @@ class TunnelServer:
         deadline = place.since + settings.ingress.handshake_timeout
         if isinstance(stream, trio.SocketStream):
             await self._hear(stream, place, settings.ingress.first_byte_timeout)
+            self._turns.pace(stream, place)
 
         def time_left() -> float:
             return max(deadline - trio.current_time(), 0.0)
