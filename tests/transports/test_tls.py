@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import trio
 import trustme
 
-from support.streams import tls_pair
+from support.streams import socket_pair, tls_pair
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.transports import (
     accept_websocket,
@@ -21,6 +23,7 @@ from tunnelmux.transports import (
     server_context,
     start_server_tls,
 )
+from tunnelmux.transports.tls import start_client_tls
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,32 @@ async def test_a_plain_client_on_the_tls_port_harms_nobody(echo_port: int, pin: 
         while await rude.receive_some():
             pass
     assert await echo(echo_port, client_context(pin=pin)) == b"over TLS"
+
+
+async def test_a_connection_leaves_nothing_to_the_collector(files: Path, pin: str) -> None:
+    """Its streams were in cycles, with what TLS keeps for each."""
+    context = server_context(files / "cert.pem", files / "key.pem")
+    client, server = await socket_pair()
+    watched = [weakref.ref(client), weakref.ref(server)]
+
+    async def greet(below: trio.SocketStream) -> None:
+        stream = await start_server_tls(below, context, timeout=20)
+        watched.append(weakref.ref(stream))
+        await stream.send_all(b"hello")
+        await trio.aclose_forcefully(stream)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(greet, server)
+        stream = await start_client_tls(client, client_context(pin=pin), "127.0.0.1", where="here")
+        watched.append(weakref.ref(stream))
+        assert await stream.receive_some(5) == b"hello"
+        await trio.aclose_forcefully(stream)
+    gc.disable()
+    try:
+        del client, stream, greet, nursery, server
+        assert [found() for found in watched] == [None] * 4
+    finally:
+        gc.enable()
 
 
 async def test_only_tls_1_3_is_spoken(files: Path) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -167,6 +168,22 @@ def watch_records(tls: trio.SSLStream[Any]) -> None:
     made = getattr(tls, "_ssl_object", None)  # as in lend_socket
     if made is not None:
         _Watched(tls, made)
+    once = getattr(tls, "_handshook", None)
+    if (handshake := getattr(once, "_afn", None)) is not None:
+        setattr(once, "_afn", _weakly(handshake))  # noqa: B010  it has no public name
+
+
+def _weakly(method: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+    """The same without a reference to the object, which has it: a cycle would keep the memory of a
+    connection until the collector finds it."""
+    found = weakref.WeakMethod(method)
+
+    async def call() -> None:
+        bound = found()
+        assert bound is not None  # its caller has the object
+        await bound()
+
+    return call
 
 
 class _Watched:
@@ -175,27 +192,36 @@ class _Watched:
     def __init__(self, tls: trio.SSLStream[Any], made: SSLObject) -> None:
         from tunnelmux.pump.tls_records import watch_for
 
+        below = tls.transport_stream
         self._made = made
         self._watch = watch_for(made)
-        self._receive_records = tls.transport_stream.receive_some
-        self._receive = tls.receive_some
+        # Both streams have this object: with references to them, they would be in cycles, and their
+        # memory would wait for the collector.
+        self._tls, self._below = weakref.ref(tls), weakref.ref(below)
+        self._receive_records = vars(below).get("receive_some")
         # Trio's streams cannot be derived from.
-        setattr(tls.transport_stream, "receive_some", self._some_records)  # noqa: B010
+        setattr(below, "receive_some", self._some_records)  # noqa: B010
         setattr(tls, "receive_some", self._some_data)  # noqa: B010
 
     async def _some_records(self, max_bytes: int | None = None) -> bytes | bytearray:
         # All that came is decrypted: TLS wants more.
         if not self._watch.judge(self._made):
             raise trio.BrokenResourceError("the peer sent records of TLS without data")
-        records: bytes | bytearray = await self._receive_records(
-            min(max_bytes or _RECORDS, _RECORDS)
-        )
+        size = min(max_bytes or _RECORDS, _RECORDS)
+        below = self._below()
+        assert below is not None  # its caller has it
+        if self._receive_records is not None:
+            records: bytes | bytearray = await self._receive_records(size)
+        else:
+            records = await type(below).receive_some(below, size)
         self._watch.add(records)
         return records
 
     async def _some_data(self, max_bytes: int | None = None) -> bytes | bytearray:
         is_new = not self._made.pending()
-        data: bytes | bytearray = await self._receive(max_bytes)
+        tls = self._tls()
+        assert tls is not None
+        data: bytes | bytearray = await trio.SSLStream.receive_some(tls, max_bytes)
         self._watch.add_data(len(data), is_new=is_new and len(data) > 0)
         return data
 
