@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import trio
+from structlog.testing import capture_logs
 
+from tunnelmux.errors import NoSuchRecord
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.tunnels import leases
 from tunnelmux.proxy.tunnels.assistance import AgentEvent
@@ -25,6 +27,9 @@ class Fleet:
 
     async def report_assist(self, _device: str, state: AssistState) -> None:
         self.reports.append((trio.current_time(), state))
+
+    async def answer_lease(self, *_: Any, **__: Any) -> None:
+        raise NoSuchRecord("lease", "x")
 
     async def open_code_lease(self, *_: Any, starts: datetime, ends: datetime, **__: Any) -> None:
         self.codes.append((starts, ends))
@@ -71,3 +76,13 @@ async def test_numbers_and_names_are_held_to_what_makes_sense(
     assert all(len(name) <= 63 and name.isprintable() for name in state.services)
     assert state.longest == 43_200
     assert len(fleet.codes) == 1
+
+
+async def test_an_agent_that_says_what_the_registry_refuses_fills_no_log(
+    autojump_clock: Any, monkeypatch: Any
+) -> None:
+    flood = [AgentEvent(type="answer", lease=str(number)) for number in range(5000)]
+    with capture_logs() as lines:
+        await hears(monkeypatch, *flood, seconds=100.5)
+    told = [line for line in lines if line["event"] == "registry takes no word"]
+    assert len(told) == 30  # of 160 that were heard, within what the real clock calls a minute

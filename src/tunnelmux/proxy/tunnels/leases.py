@@ -8,14 +8,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import trio
 
 from tunnelmux.clock_watch import LOOK_INTERVAL, ClockWatch, earlier
 from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
 from tunnelmux.limits import IngressLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.proxy.tunnels.assistance import (
     AgentEvent,
     AssistFailed,
@@ -84,6 +84,7 @@ class LeaseBook:
         self._sessions: dict[str, tuple[LocalHandle, trio.MemorySendChannel[str | AgentEvent]]] = {}
         self._registry: Registry | None = None
         self._speaking: trio.Nursery | None = None
+        self._lines = BoundedLines("proxy.leases")
 
     # -- queries ----------------------------------------------------------------------------------
 
@@ -175,7 +176,14 @@ class LeaseBook:
         label = self._label_of(lease.device_id)
         count = self._cut(label, lease_id, reason) if label is not None else 0
         if known is not None or count:
-            _log.info("lease ended", device=label, lease=lease_id, visits=count, reason=reason)
+            self._lines.write(
+                "lease ended",
+                label or lease.device_id,
+                device=label,
+                lease=lease_id,
+                visits=count,
+                reason=reason,
+            )
         self._notify(lease.device_id, lease_id)
         return count
 
@@ -186,7 +194,19 @@ class LeaseBook:
                 session[1].send_nowait(what)
             except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
                 # The agent gets all leases when it next connects.
-                _log.warning("agent not told of a lease", device=session[0].device, lease=str(what))
+                device, event = session[0].device, "agent not told of a lease"
+                self._lines.write(event, device, level="warning", device=device, lease=str(what))
+
+    def _tell_of(
+        self,
+        event: str,
+        handle: LocalHandle,
+        error: Exception,
+        *,
+        level: Literal["info", "warning"] = "info",
+    ) -> None:
+        device = handle.device
+        self._lines.write(event, device, level=level, device=device, cause=str(error))
 
     # -- sessions ---------------------------------------------------------------------------------
 
@@ -250,7 +270,8 @@ class LeaseBook:
                 if is_told:
                     return
                 is_told = True
-                _log.warning("agent tells too much of leases", device=handle.device)
+                what, device = "agent tells too much of leases", handle.device
+                self._lines.write(what, device, level="warning", device=device)
 
         with news:
             # All leases first, so that the agent's events are about known leases.
@@ -258,7 +279,7 @@ class LeaseBook:
             try:
                 await follow_agent(handle, self._limits, take)
             except AssistFailed as error:
-                _log.info("agent tells nothing of leases", device=handle.device, cause=str(error))
+                self._tell_of("agent tells nothing of leases", handle, error)
             except trio.BrokenResourceError:
                 pass  # the session is over
 
@@ -273,12 +294,12 @@ class LeaseBook:
                 else:
                     await self._tell(handle, device_id, what, assists)
             except (NoSuchRecord, RegistryRefused) as error:
-                _log.warning("registry takes no word", device=handle.device, cause=str(error))
+                self._tell_of("registry takes no word", handle, error, level="warning")
                 return
             except RegistryError as error:
                 _log.debug("registry not written", cause=str(error))
             except AssistFailed as error:
-                _log.info("agent not asked about a lease", device=handle.device, cause=str(error))
+                self._tell_of("agent not asked about a lease", handle, error)
                 return
             else:
                 return

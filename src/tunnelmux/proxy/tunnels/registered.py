@@ -24,7 +24,7 @@ from tunnelmux.errors import (
     RegistryRefused,
 )
 from tunnelmux.limits import IngressLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
 from tunnelmux.proxy.tunnels.leases import LeaseBook
 from tunnelmux.proxy.tunnels.rotation import deliver
@@ -151,6 +151,7 @@ class RegisteredDevices:
         self._ended: deque[SessionEnded] = deque(maxlen=_MAX_EVENTS)
         self._services: dict[str, Sighting] = {}
         self._live: dict[LocalHandle, tuple[str, str]] = {}
+        self._lines = BoundedLines("proxy.registry")
         self._serials: dict[str, tuple[LocalHandle, str]] = {}
         self._host_keys: dict[str, tuple[LocalHandle, tuple[str, ...]]] = {}
         self.is_followed = False
@@ -221,7 +222,7 @@ class RegisteredDevices:
         if credential_id is None:
             return
         if await self._registry.fleet.prove_credential(credential_id):
-            _log.info("credential rotated", device=device.name)
+            self._lines.write("credential rotated", device.name, device=device.name)
             await self.catch_up()
 
     def session_began(
@@ -500,8 +501,10 @@ class RegisteredDevices:
             else:
                 cause = delivery.cause
         if cause:
-            _log.warning(
+            self._lines.write(
                 "credential not rotated",
+                handle.device,
+                level="warning",
                 device=handle.device,
                 cause=cause,
                 retry_in=_RETRY_ROTATION,
@@ -554,9 +557,7 @@ class RegisteredDevices:
             except NoSuchRecord:
                 problem = ""  # the device is gone
             if problem:
-                _log.warning(
-                    "serial number not taken", device=handle.device, serial=serial, cause=problem
-                )
+                self._warn_of("serial number not taken", handle, serial=serial, cause=problem)
             self._serials.pop(device_id, None)
 
     async def _report_host_keys(self, registry: Registry) -> None:
@@ -568,9 +569,12 @@ class RegisteredDevices:
             except RegistryRefused as error:
                 problem = str(error)  # not tried again: the reports of other devices come after it
             if problem:
-                _log.warning("host keys not taken", device=handle.device, cause=problem)
+                self._warn_of("host keys not taken", handle, cause=problem)
             if self._host_keys.get(device_id) == (handle, keys):
                 del self._host_keys[device_id]
+
+    def _warn_of(self, event: str, handle: LocalHandle, **fields: str) -> None:
+        self._lines.write(event, handle.device, level="warning", device=handle.device, **fields)
 
     async def _report_sightings(self, registry: Registry) -> None:
         seen = [
