@@ -51,7 +51,9 @@ VISIBLE = rb"[\x21-\x7e\x80-\xff]"
 FIELD = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: ?(?:V(?:[\t \x21-\x7e\x80-\xff]*V)?)?\r\n".replace(
     b"V", VISIBLE
 )
-REQUEST = re.compile(rb"([A-Z-]+) /[\x21-\x7e]* HTTP/1[.]1\r\n((?:F)*)\r\n".replace(b"F", FIELD))
+REQUEST = re.compile(
+    rb"([A-Z-]{1,64}) /[\x21\x22\x24-\x7e]* HTTP/1[.]1\r\n((?:F)*)\r\n".replace(b"F", FIELD)
+)
 SIGN = re.compile(rb"[^-a-z0-9]")
 FRAMING = re.compile(rb"content-length: ?(0|[1-9][0-9]{0,17})|transfer-encoding: ?chunked")
 LEFT_OUT = {b"connection", b"keep-alive", *FORWARDING_NAMES}

@@ -43,6 +43,9 @@ Field = tuple[bytes, bytes]
 _LONGEST_BODY = 2**63 - 1
 # Bytes: as far as the pump counts.
 
+_LONGEST_METHOD = 64
+# Letters: the longest that is registered has 17. Targets keep it, and some keep it in logs.
+
 _HEAD_END = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([0-9]{3})(?: ([^\x00\r\n]*))?")
@@ -221,6 +224,12 @@ def parse_request(raw: bytes, max_fields: int = MAX_FIELDS) -> RequestHead:
     if match is None:
         raise _bad_request("the request line is not METHOD SP TARGET SP HTTP/1.1")
     method, target, major, minor = match.groups()
+    if len(method) > _LONGEST_METHOD:
+        raise _bad_request("no method is as long as that", 501)
+    if b"#" in target:
+        raise _bad_request(
+            "the target has a fragment, which is for the client alone (RFC 9112 3.2)"
+        )
     if major != b"1" or minor not in (b"0", b"1"):
         raise Refused(Refusal(505, "bad-request", "Only HTTP/1.1 and HTTP/1.0 are spoken here."))
     version = b"1." + minor

@@ -24,6 +24,7 @@ cdef enum:
     LF = 0x0A
     CR = 0x0D
     SP = 0x20
+    HASH = 0x23
     COMMA = 0x2C
     DASH = 0x2D
     DOT = 0x2E
@@ -37,8 +38,7 @@ cdef enum:
     CLOSING = 0x5D  # "]"
     UNDERSCORE = 0x5F
     DEL = 0x7F
-
-cdef enum:
+    LONGEST_METHOD = 64  # as in `http.head`
     MAX_LENGTH_DIGITS = 18  # of Content-Length: fits 63 bits
 
 cdef struct FieldLine:
@@ -253,7 +253,7 @@ cdef bint read_request_line(
     # Every registered method has only these. Some servers would take "head" for HEAD.
     while A <= p[at] <= Z or p[at] == DASH:
         at += 1
-    if at == 0 or p[at] != SP or (at == 7 and memcmp(p, b"CONNECT", 7) == 0):
+    if not 0 < at <= LONGEST_METHOD or p[at] != SP or (at == 7 and memcmp(p, b"CONNECT", 7) == 0):
         return False
     shape.method_size = at
     shape.is_head = at == 4 and memcmp(p, b"HEAD", 4) == 0
@@ -261,7 +261,7 @@ cdef bint read_request_line(
     shape.target_at = at
     if p[at] != SLASH:
         return False
-    while SP < p[at] < DEL:
+    while SP < p[at] < DEL and p[at] != HASH:
         at += 1
     shape.target_size = at - shape.target_at
     if shape.target_size >= 23 and memcmp(p + shape.target_at, b"/.well-known/tunnelmux/", 23) == 0:
