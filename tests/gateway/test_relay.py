@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
+from asyncssh.packet import Boolean, SSHPacket, String, UInt32
+
 from tunnelmux.gateway.relay import Opened, PersonSession
+from tunnelmux.gateway.side_channels import take_requests
 
 
 class Channel:
@@ -18,6 +22,9 @@ class Channel:
         self.ends: list[object] = []
         self.texts: list[bytes] = []
         self._send_buf = [b"what the person has not read"]
+
+    def get_environment_bytes(self) -> dict[bytes, bytes]:
+        return {}
 
     def is_closing(self) -> bool:
         return bool(self.signals or self.ends)
@@ -42,6 +49,14 @@ class Channel:
         if not self.is_closing():
             self.signals.append(reason)
             self.texts = [text.encode() for text in (signal, reason, language)]
+
+
+class DeviceChannel:
+    def __init__(self) -> None:
+        self.signals: list[str] = []
+
+    def send_signal(self, signal: str) -> None:
+        self.signals.append(signal)
 
 
 class Owner:
@@ -75,6 +90,42 @@ def test_the_end_waits_for_the_recording_which_may_fail() -> None:
         done()
     assert channel.written == b"outputtunnelmux: this session is not recorded any more\n"
     assert channel.ends == ["eof", 0]
+
+
+def test_what_has_a_nul_byte_never_reaches_the_sshd_which_would_end_the_connection() -> None:
+    tasks: list[Coroutine[Any, Any, None]] = []
+    session = PersonSession(Owner(), "dev1", tasks.append)  # type: ignore[arg-type]
+    channel = Channel()
+    session.connection_made(channel)
+    assert not session.pty_requested("xterm\0", (80, 24, 0, 0), {})
+    session.exec_requested("cat a\0b")
+    session.session_started()
+    [task] = tasks
+    with contextlib.suppress(StopIteration):
+        task.send(None)  # `Owner` opens no device
+    assert channel.written == (
+        b"tunnelmux: a command cannot have a NUL byte in it: sshd takes none\n"
+    )
+    assert channel.ends == [64]
+
+    other = PersonSession(Owner(), "dev1", tasks.append)  # type: ignore[arg-type]
+    device = SimpleNamespace(is_full=False, channel=DeviceChannel())
+    other.connection_made(Channel())
+    other.attach(device)  # type: ignore[arg-type]
+    other.signal_received("INT\0")
+    other.signal_received("INT")
+    assert device.channel.signals == ["INT"]
+
+
+def test_a_display_whose_method_has_a_nul_byte_is_refused() -> None:
+    asked: list[object] = []
+    channel = SimpleNamespace()
+    session = SimpleNamespace(x11_requested=lambda x11: asked.append(x11) or True)
+    take_requests(channel, session)
+    for method, is_taken in ((b"MIT-MAGIC-COOKIE-1", True), (b"MIT\0", False)):
+        words = Boolean(False) + String(method) + String(b"0a") + UInt32(0)
+        assert channel._process_x11_req_request(SSHPacket(words)) is is_taken
+    assert len(asked) == 1
 
 
 def test_it_is_ended_once_and_the_first_reason_counts() -> None:

@@ -64,6 +64,10 @@ def test_what_is_passed_on_is_kept() -> None:
     assert run(usual) == (2, 4 + 11 + 7 + 1, "de_DE.UTF-8")
 
 
+def test_a_value_with_a_nul_byte_is_forgotten() -> None:
+    assert run({"LANG": "C\0", "LC_TIME": "C"}) == (1, 7 + 1, "")
+
+
 def test_a_flood_of_variables_is_forgotten() -> None:
     def letters(number: int) -> str:
         return "".join(chr(65 + int(digit)) for digit in str(number))

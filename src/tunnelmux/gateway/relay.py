@@ -143,6 +143,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
     def pty_requested(
         self, term_type: str, term_size: tuple[int, int, int, int], term_modes: Any
     ) -> bool:
+        if "\0" in term_type:
+            return False  # see `_begin`
         self.request.term = term_type[:64] or "dumb"
         self.request.size = term_size
         self.request.modes = dict(term_modes)
@@ -185,6 +187,11 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self._channel.write(self._menu.screen())
 
     async def _begin(self) -> None:
+        if "\0" in self.request.text:
+            # OpenSSH's sshd would end the connection, with all sessions of this person on it.
+            self.tell("a command cannot have a NUL byte in it: sshd takes none")
+            self._exit(_EXIT_USAGE)
+            return
         try:
             opened = await self._owner.open_device(self, self._device)
         except (AccessDenied, SshdRefused, RecordingStopped) as exc:
@@ -329,6 +336,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         )
 
     def signal_received(self, signal: str) -> None:
+        if "\0" in signal:
+            return  # see `_begin`
         self._order(lambda: self._device_channel.send_signal(signal))
 
     def break_received(self, msec: int) -> bool:

@@ -52,8 +52,8 @@ def take_requests(channel: Any, session: Any) -> None:
         protocol, cookie = packet.get_string(), packet.get_string()
         screen = packet.get_uint32()
         packet.check_end()
-        if max(len(protocol), len(cookie)) > _LONGEST_COOKIE:
-            return False
+        if max(len(protocol), len(cookie)) > _LONGEST_COOKIE or b"\0" in protocol:
+            return False  # sshd would end the connection for a NUL
         try:
             found = X11Request(is_single, protocol, binascii.a2b_hex(cookie), screen)
         except binascii.Error:

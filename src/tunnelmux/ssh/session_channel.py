@@ -32,6 +32,8 @@ class _Environment(dict[bytes, bytes]):
     def __setitem__(self, name: bytes, value: bytes) -> None:
         if len(self) >= MOST_VARIABLES and name not in self:
             return
+        if b"\0" in value:
+            return  # no variable can have one, and sshd ends the connection for it
         if len(value) <= _LONGEST and self._passed_on.fullmatch(name):
             super().__setitem__(name, value)
 
