@@ -29,7 +29,7 @@ class Channel:
 
 
 def new_stream() -> tuple[ChannelStream, Channel]:
-    stream, channel = ChannelStream(cast("Bridge", DirectBridge())), Channel()
+    stream, channel = ChannelStream(cast("Bridge", DirectBridge()), 262_144), Channel()
     stream.connection_made(channel)
     return stream, channel
 

@@ -239,7 +239,9 @@ def test_a_way_to_a_persons_agent_that_was_cut_is_not_opened_later() -> None:
             create_agent_channel=lambda _window: SimpleNamespace(open=open_there)
         )
         end = SideChannel("agent", lambda _: events.append("over"))
-        carry_back(device, person, lambda _kind: end, lambda _: None, agent=True, x11=False)
+        carry_back(
+            device, person, lambda _kind: end, lambda _: None, lambda: 65_536, agent=True, x11=False
+        )
         _, joining = device._process_auth_agent_at_openssh_dot_com_open(
             SimpleNamespace(check_end=lambda: None)
         )
@@ -269,7 +271,15 @@ def test_a_way_to_a_persons_agent_ends_with_the_device_that_was_lost_meanwhile()
         )
         end = SideChannel("agent", lambda _: events.append("over"))
         async with connected(Device(takes_channels=True)) as device:
-            carry_back(device, person, lambda _kind: end, lambda _: None, agent=True, x11=False)
+            carry_back(
+                device,
+                person,
+                lambda _kind: end,
+                lambda _: None,
+                lambda: 65_536,
+                agent=True,
+                x11=False,
+            )
             _, joining = device._process_auth_agent_at_openssh_dot_com_open(
                 SimpleNamespace(check_end=lambda: None)
             )
@@ -297,7 +307,7 @@ def test_a_visit_that_was_given_up_leaves_no_channel_at_a_device() -> None:
             device.may_answer.set()
             with trio.fail_after(20):
                 await bridge.in_asyncio(until(lambda: not connection._channels))
-            connection._channels = dict.fromkeys(range(2048))
+            connection._channels = dict.fromkeys(range(512))
             with pytest.raises(ConnectionRefusedError, match="without an answer"):
                 await open_reverse_channel(bridge, connection, "web", 80)
             connection._channels = {}

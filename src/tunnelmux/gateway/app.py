@@ -32,9 +32,10 @@ from tunnelmux.gateway.guest import Bridge
 from tunnelmux.gateway.recording import Recording, RecordingStopped
 from tunnelmux.gateway.recording_space import RecordingSpace, remove_old
 from tunnelmux.gateway.relay import PersonSession, Request
-from tunnelmux.gateway.side_channels import WINDOW, SideChannel
+from tunnelmux.gateway.side_channels import SideChannel
 from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
+from tunnelmux.gateway.windows import WINDOW, window_among
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.printable import said
@@ -119,6 +120,15 @@ class Gateway:
         self.connections.discard(connection)
         if not self.connections:
             self.bridge.soon(self._nothing_left)
+
+    def window_for(self, peer: str) -> int:
+        """The window of one more channel of this person or device, in bytes."""
+        return window_among(
+            one
+            for connection in self.connections
+            if connection.peer == peer
+            for one in connection.carriers()
+        )
 
     async def new_recording(
         self,

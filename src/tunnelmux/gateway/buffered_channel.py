@@ -11,17 +11,16 @@ from tunnelmux.gateway.guest import Bridge
 
 __all__ = ["BufferedChannel"]
 
-_HELD = 256 * 1024
-# Bytes that may wait for the Trio side. With more, the channel is not read.
-
 
 class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
     """The asyncio half of a channel; a subclass reads `_waiting` and writes to it in Trio."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, most_waiting: int) -> None:
+        """With more than `most_waiting` bytes for the Trio side, the channel is not read."""
         self._bridge = bridge
         self._channel: Any = None
         self._waiting = bytearray()
+        self._most_waiting = most_waiting
         self._is_held = False
         self._is_eof = False
         self._is_lost = False
@@ -37,7 +36,7 @@ class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
     def data_received(self, data: bytes, _datatype: object) -> None:
         # Joined: as an object of its own, a packet of one byte would take fifty times as much.
         self._waiting += data
-        if len(self._waiting) > _HELD and not self._is_held:
+        if len(self._waiting) > self._most_waiting and not self._is_held:
             self._is_held = True
             self._channel.pause_reading()
         self._bridge.soon(self._wake)
@@ -67,7 +66,7 @@ class BufferedChannel(asyncssh.SSHTCPSession[bytes]):
         """Take the first of the waiting bytes, and read the channel again once there is room."""
         data = bytes(self._waiting[:max_bytes])
         del self._waiting[:max_bytes]
-        if self._is_held and len(self._waiting) < _HELD and not self._is_lost:
+        if self._is_held and len(self._waiting) < self._most_waiting and not self._is_lost:
             self._is_held = False
             self._channel.resume_reading()
         return data

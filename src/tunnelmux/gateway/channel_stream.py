@@ -11,25 +11,24 @@ import trio
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.gateway.buffered_channel import BufferedChannel
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.windows import window_among
 from tunnelmux.ssh.session_channel import channel_count
 
 __all__ = ["ChannelStream", "open_reverse_channel"]
 
-_WINDOW = 512 * 1024
-
 _PIECE = 65_536
 # Bytes given at once to a caller that asks for no number.
 
-_MOST_CHANNELS = 2048
+_MOST_CHANNELS = 512
 # Channels of one device, those included that it leaves without an answer, each some kilobytes:
-# twice as many as it has streams (limits.max_streams).
+# twice as many as it has streams (`reverse`).
 
 
 class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
     """Both directions of a channel. A connection that was cut raises BrokenResourceError."""
 
-    def __init__(self, bridge: Bridge) -> None:
-        super().__init__(bridge)
+    def __init__(self, bridge: Bridge, window: int) -> None:
+        super().__init__(bridge, window // 2)
         self._is_closed = False
         self._has_sent_eof = False
         self._sending = OneAtATime("another task is sending on this channel")
@@ -115,7 +114,8 @@ async def open_reverse_channel(
             errno.ECONNREFUSED,
             f"the device's ssh leaves {_MOST_CHANNELS} connections without an answer",
         )
-    stream = ChannelStream(bridge)
+    window = window_among([connection])
+    stream = ChannelStream(bridge, window)
     answered = trio.Event()
     problem: Exception | None = None
 
@@ -123,7 +123,7 @@ async def open_reverse_channel(
         nonlocal problem
         try:
             await connection.create_connection(
-                lambda: stream, host, port, "127.0.0.1", 0, encoding=None, window=_WINDOW
+                lambda: stream, host, port, "127.0.0.1", 0, encoding=None, window=window
             )
         except (OSError, asyncssh.Error) as exc:
             problem = exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,13 @@ from tunnelmux.gateway.identity import Proof
 from tunnelmux.gateway.relay import Opened, PersonSession
 from tunnelmux.gateway.reverse import DeviceTunnel
 from tunnelmux.gateway.side_channels import (
-    WINDOW,
     PersonAgent,
     SideChannel,
     carry_back,
     take_requests,
 )
 from tunnelmux.gateway.upstream import SshdRefused, log_in
+from tunnelmux.gateway.windows import WINDOW
 from tunnelmux.registry import SshDevice
 from tunnelmux.ssh.back_pressure import BackPressure
 from tunnelmux.ssh.session_channel import channel_count, new_session_channel
@@ -97,10 +98,10 @@ class PersonConnection(asyncssh.SSHServer):
     @property
     def lane(self) -> Lane:
         """For calls of the registry; only after the log-in."""
-        return self._bridge.lane(self._peer)
+        return self._bridge.lane(self.peer)
 
     @property
-    def _peer(self) -> str:
+    def peer(self) -> str:
         """Whose turns its packets take: those of a person, or of a device."""
         assert self._proof is not None
         if self._proof.device is not None:
@@ -197,7 +198,7 @@ class PersonConnection(asyncssh.SSHServer):
         self._has_logged_in = True
         assert self._pressure is not None
         self._pressure.most_unsent = _UNSENT
-        self._pressure.belongs_to(self._peer)
+        self._pressure.belongs_to(self.peer)
         self._gateway.logged_in(self)
         if self._proof is not None and self._proof.device is not None:
             self._begin_device(self._proof.device)
@@ -246,7 +247,7 @@ class PersonConnection(asyncssh.SSHServer):
     def session_requested(self) -> Any:
         self._need_room()
         if self._tunnel is not None:
-            return new_session_channel(self._connection, WINDOW), self._tunnel.session_requested()
+            return self._new_session_channel(), self._tunnel.session_requested()
         login = self._proof.login if self._proof is not None else None
         assert login is not None
         device = login.device
@@ -254,9 +255,23 @@ class PersonConnection(asyncssh.SSHServer):
             device = _OF_TICKET
         session = PersonSession(self, device, self._bridge.start)
         self._open.add(session)
-        channel = new_session_channel(self._connection, WINDOW)
+        channel = self._new_session_channel()
         take_requests(channel, session)
         return channel, session
+
+    def _window(self) -> int:
+        return self._gateway.window_for(self.peer)
+
+    def _new_session_channel(self) -> Any:
+        return new_session_channel(self._connection, self._window())
+
+    def carriers(self) -> Iterator[Any]:
+        """The connections of asyncssh that carry this one's channels: its own, and those to
+        devices."""
+        yield self._connection
+        for task in self._devices.values():
+            if task.done() and not _is_gone(task):
+                yield task.result()
 
     async def list_devices(self) -> list[str]:
         """Labels of the devices that the person may use now."""
@@ -325,6 +340,7 @@ class PersonConnection(asyncssh.SSHServer):
             session.request.x11 if carried[1] else None,
             files,
             records_input=rules.record_input and session.request.has_terminal,
+            window=self._window(),
         )
 
     def session_over(self, session: PersonSession) -> None:
@@ -412,6 +428,7 @@ class PersonConnection(asyncssh.SSHServer):
             self._connection,
             lambda kind: self._begin_side_channel(kind, access),
             lambda session: session.x11_failed(),
+            self._window,
             agent=agent,
             x11=x11,
         )
@@ -459,7 +476,7 @@ class PersonConnection(asyncssh.SSHServer):
                 keys,
                 gateway.devices_of(access),
                 access.device,
-                self._peer,
+                self.peer,
                 timeout=gateway.config.limits.connect_timeout,
             )
         except DeviceAway as exc:
@@ -491,7 +508,7 @@ class PersonConnection(asyncssh.SSHServer):
         if self._tunnel is not None:
             raise ChannelOpenError(PROHIBITED, "a device offers services, and reaches none")
         self._need_room()
-        channel = self._connection.create_tcp_channel(None, "strict", WINDOW)
+        channel = self._connection.create_tcp_channel(None, "strict", self._window())
         self._open.add(channel)
         return channel, self._open_forward(channel, dest_host, dest_port)
 

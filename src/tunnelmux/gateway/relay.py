@@ -19,8 +19,9 @@ from tunnelmux.gateway.file_operations import TooManyRequests
 from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.menu import Menu
 from tunnelmux.gateway.recording import Recording, RecordingStopped
-from tunnelmux.gateway.side_channels import WINDOW, X11Request
+from tunnelmux.gateway.side_channels import X11Request
 from tunnelmux.gateway.upstream import SshdRefused
+from tunnelmux.gateway.windows import WINDOW
 from tunnelmux.observability import get_logger
 from tunnelmux.printable import said
 from tunnelmux.ssh.session_channel import discard_unsent
@@ -85,6 +86,8 @@ class Opened:
     """Of an sftp session, whose bytes are not for people."""
     records_input: bool = False
     """Whether the recording holds what the person types, too."""
+    window: int = WINDOW
+    """Of the channel on the device, in bytes."""
 
 
 class SessionOwner(Protocol):
@@ -237,7 +240,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             term_size=request.size,
             term_modes=request.modes,
             encoding=None,
-            window=WINDOW,
+            window=opened.window,
             x11_forwarding="ignore_failure" if opened.x11 is not None else False,
             x11_display=opened.x11,
             x11_single_connection=opened.x11 is not None and opened.x11.is_single,

@@ -25,12 +25,20 @@ from asyncssh import OPEN_RESOURCE_SHORTAGE as SHORTAGE
 from asyncssh import ChannelOpenError
 
 from tunnelmux.agent.app import run_agent
-from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
+from tunnelmux.config import (
+    AgentConfig,
+    AgentLimitsConfig,
+    Device,
+    ProxyEndpoint,
+    Secret,
+    ServiceConfig,
+)
 from tunnelmux.config.assist import AssistConfig
 from tunnelmux.errors import ConfigError, ConnectError, RegistryError
 from tunnelmux.gateway.channel_stream import ChannelStream, open_reverse_channel
 from tunnelmux.gateway.deadline import Deadline
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.limits import Limits
 from tunnelmux.observability import BoundedLines, get_logger
 from tunnelmux.registry import Registry, SshDevice
 
@@ -80,6 +88,10 @@ _MOST_REFUSED = 100
 
 _LONGEST_SHOWN = 64
 # Characters of a name that are said again: as long as a good one, where one of 250 kB may come.
+
+_LIMITS = AgentLimitsConfig(session=Limits(max_streams=256, session_window_budget=4_194_304))
+# What visitors send waits here while the device takes nothing, and not on the device itself: 64 MiB
+# and some more, in place of 256 MiB and 64 MiB. One ssh serves no thousand visitors at once anyway.
 
 _FIRST_PORT = 40_000
 # The first port that clients are told which leave the choice to the server. Nothing listens there.
@@ -343,6 +355,7 @@ class DeviceTunnel:
             ),
             device=Device(name=self.device.name, serial=self.device.serial, state_dir=folder),
             services=[_service(forward) for forward in forwards],
+            limits=_LIMITS,
             # Running this command on a device switches assistance on; its end ends all.
             assist=AssistConfig(mode="allow", longest=_LONGEST),
         )

@@ -19,12 +19,10 @@ from typing import Any
 
 import asyncssh
 
+from tunnelmux.gateway.windows import WINDOW
 from tunnelmux.printable import said
 
-__all__ = ["WINDOW", "PersonAgent", "SideChannel", "X11Request", "carry_back", "take_requests"]
-
-WINDOW = 512 * 1024
-"""Bytes that a channel may have under way."""
+__all__ = ["PersonAgent", "SideChannel", "X11Request", "carry_back", "take_requests"]
 
 _LONGEST_COOKIE = 256
 # Bytes, of the name of the method as well: MIT-MAGIC-COOKIE-1 has 16.
@@ -189,6 +187,7 @@ def carry_back(
     person: Any,
     begin: Callable[[str], SideChannel],
     x11_failed: Callable[[Any], object],
+    window: Callable[[], int],
     *,
     agent: bool,
     x11: bool,
@@ -196,7 +195,8 @@ def carry_back(
     """Join what a device's connection opens to channels of a person's connection.
 
     `begin(kind)` makes the device's end of a pair, or raises ChannelOpenError.
-    `x11_failed(session)` is called where the device's sshd refuses X11.
+    `x11_failed(session)` is called where the device's sshd refuses X11. `window()` is the window of
+    one more channel.
     """
 
     async def join(kind: str, open_there: Callable[[Any], Awaitable[object]]) -> SideChannel:
@@ -208,8 +208,8 @@ def carry_back(
 
         def agent_opened(packet: Any) -> tuple[Any, Any]:
             packet.check_end()
-            here = device.create_unix_channel(None, "strict", WINDOW)
-            there = person.create_agent_channel(WINDOW)
+            here = device.create_unix_channel(None, "strict", window())
+            there = person.create_agent_channel(window())
             return here, join("agent", there.open)
 
         device._process_auth_agent_at_openssh_dot_com_open = agent_opened  # noqa: SLF001
@@ -221,7 +221,7 @@ def carry_back(
         host = said(packet.get_string().decode("utf-8", "replace"))
         port = packet.get_uint32()
         packet.check_end()
-        here, there = device.create_x11_channel(WINDOW), person.create_x11_channel(WINDOW)
+        here, there = device.create_x11_channel(window()), person.create_x11_channel(window())
         return here, join("x11", lambda factory: there.open(factory, host, port))
 
     async def attach(_channel: Any, request: X11Request, *_: Any) -> tuple[bytes, bytes, int]:
