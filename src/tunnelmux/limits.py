@@ -269,7 +269,8 @@ class AccessLimits:
     access_max_guesses: int = 20
     """Wrong passwords of one address (of IPv6, one /64) in a minute; more get 429, right ones too
     unless they were right before. People who mistype need a few; at this rate a word list of a
-    million takes a month."""
+    million takes a month. A /56 has 4 times as many, a /48 16 times, a provider (/16, of IPv6 /32)
+    256 times."""
 
     access_max_guessers: int = 4096
     """Addresses whose wrong passwords are counted; the one counted first makes room. 200 bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable
@@ -101,6 +102,31 @@ async def until(is_so: Callable[[], bool]) -> None:
     with trio.fail_after(30):
         while not is_so():  # noqa: ASYNC110  threads tell nobody
             await trio.sleep(0.005)
+
+
+async def test_a_block_has_not_as_many_guesses_as_networks(checks: Checks) -> None:
+    check, users = PasswordCheck(), {"anna": HASH}
+    check.configure(AccessLimits(access_max_guesses=1))
+    checks.go_on.set()
+
+    async def guesses(password: bytes, sources: list[str]) -> int:
+        """How many passwords are looked at from these addresses."""
+        looked_at = 0
+        for source in sources:
+            with contextlib.suppress(TooManyGuesses):
+                await check.check(users, "anna", password, source)
+                looked_at += 1
+        return looked_at
+
+    assert await guesses(b"x", [f"2001:db8:7:{number:x}::1" for number in range(9)]) == 4
+    assert await guesses(b"x", [f"2001:db8:7:{number:x}00::1" for number in range(1, 40)]) == 12
+    assert await guesses(b"x", ["2001:db8:8::1"]) == 1
+    # A right one is no guess.
+    users["anna"] = hash_password("geheim")
+    sources = [f"2001:db9:7:{number:x}::1" for number in range(9)]
+    for source in sources:
+        users["anna"] += " "  # so that it was not right before
+        assert await guesses(b"geheim", [source]) == 1
 
 
 async def test_so_many_passwords_are_checked_at_once(checks: Checks) -> None:
