@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 
@@ -209,6 +211,42 @@ async def test_the_provider_ends_what_it_names_and_nothing_else(
     assert await sessions.find(other.secret) is not None
     assert await sessions.use_once("jti", other.session.ends)
     assert not await sessions.use_once("jti", other.session.ends)
+
+
+async def test_a_session_that_the_provider_ended_before_the_browser_came_back_does_not_begin(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    user = await make_member(registry, acme)
+    end = sessions.end_for_provider
+    assert await end(issuer=ISSUER, subject="1", provider_session="a") == 0
+    with pytest.raises(RegistryRefused) as refused:
+        await begin(sessions, user, provider_session="a")
+    assert refused.value.code == "session_ended"
+    await begin(sessions, user, provider_session="b")
+    clock.pass_time(601)
+    await registry.tidy()
+    await begin(sessions, user, provider_session="a")
+
+
+async def test_a_logout_and_a_sign_in_at_once_leave_no_session(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    user = await make_member(registry, acme)
+
+    async def sign_in(name: str) -> None:
+        with contextlib.suppress(RegistryRefused):
+            await begin(sessions, user, provider_session=name)
+
+    async def log_out(name: str) -> None:
+        await sessions.end_for_provider(issuer=ISSUER, subject=None, provider_session=name)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            for step in (sign_in, log_out) if number % 2 else (log_out, sign_in):
+                nursery.start_soon(step, f"s{number}")
+    assert await sessions.of_user(user) == []
 
 
 async def test_a_long_name_of_a_session_at_the_provider_is_that_of_no_other(

@@ -30,6 +30,7 @@ CODES: dict[str, tuple[int, str]] = {
     "no_tenant": (403, "you are a member of no tenant: ask for an invitation"),
     "token_needed": (403, "browsers may not forward: send an access token"),
     "user_disabled": (403, "this person may not sign in any more"),
+    "session_ended": (403, "the provider has ended this session meanwhile: sign in again"),
     # Signing in
     "logout_token_refused": (400, "the provider's logout token is not valid"),
     "sign_in_failed": (400, "the provider's answer is not valid"),

@@ -77,6 +77,8 @@ class BrowserSessions(abc.ABC):
     ) -> NewBrowserSession:
         """A session with a new secret. It ends after `idle` seconds without use, and in any case
         after `lifetime` seconds. `earlier`, the browser's session until now, ends with its secret.
+        Raises RegistryRefused `user_disabled`, or `session_ended` when the provider has ended its
+        session already.
         """
 
     @abc.abstractmethod

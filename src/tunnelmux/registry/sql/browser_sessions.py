@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret, hash_token
-from tunnelmux.errors import RegistryError
+from tunnelmux.errors import RegistryError, RegistryRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.browser_sessions import (
@@ -35,6 +35,9 @@ _log = get_logger("registry")
 
 _USE_WRITTEN = timedelta(minutes=1)
 
+_SIGN_IN = timedelta(minutes=10)
+# How long a sign-in may be under way: for that long it is known that the provider has ended it.
+
 _LONGEST_NAME = 255
 # Characters of a session's name at the provider, which has no limit of its own.
 
@@ -55,6 +58,8 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         earlier: BrowserSession | None = None,
     ) -> NewBrowserSession:
         hold_enabled(tx, signed_in.user_id)
+        if signed_in.provider_session:
+            _hold_living(tx, signed_in.issuer, signed_in.provider_session)
         is_replaced = False
         if earlier is not None:
             # Before the audit is written, in the order of `_end`.
@@ -174,6 +179,10 @@ class SqlBrowserSessions(Repository, BrowserSessions):
     ) -> int:
         named = [_B.c.issuer == issuer]
         if provider_session:
+            # First: a sign-in that is under way waits here, or has to be over before the look.
+            until = tx.now + _SIGN_IN
+            key = _ended_key(issuer, provider_session)
+            tx.insert_new(_O, {"until": until}, key=key, until=until)
             named.append(_B.c.provider_session == _kept(provider_session))
         if subject:
             users = sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
@@ -194,6 +203,23 @@ def _kept(provider_session: str) -> str:
     if len(provider_session) <= _LONGEST_NAME:
         return provider_session
     return f"sha256:{hash_token(provider_session)}"
+
+
+def _ended_key(issuer: str, provider_session: str) -> str:
+    return hash_token(f"ended {issuer} {provider_session}")
+
+
+def _hold_living(tx: Transaction, issuer: str, provider_session: str) -> None:
+    """Keep the provider from ending its session until the end of this transaction. Raises
+    RegistryRefused `session_ended` where it has done so while the person came back from it: its
+    logout token may be faster than the browser."""
+    key = _ended_key(issuer, provider_session)
+    tx.insert_new(_O, {"until": _O.c.until}, key=key, until=tx.now)
+    until = tx.execute(sa.select(_O.c.until).where(_O.c.key == key)).scalar_one()
+    if until > tx.now:
+        raise RegistryRefused(
+            "the provider has ended this session meanwhile: sign in again", code="session_ended"
+        )
 
 
 def _living(tx: Transaction) -> sa.Select[Any]:
