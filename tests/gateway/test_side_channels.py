@@ -68,7 +68,7 @@ async def display() -> AsyncIterator[Display]:
 
 async def welcome(shown: Display, then: Callable[[], Awaitable[object]]) -> bytes:
     """Serve one client to its end, and return what it said first."""
-    with trio.fail_after(40):
+    with trio.fail_after(240):
         async with await shown.clients.receive() as client:
             got = b""
             while len(got) < SETUP:

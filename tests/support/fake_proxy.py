@@ -60,7 +60,7 @@ class FakeProxy:
         return f"{scheme}://127.0.0.1:{self.port}{PATH}"
 
     async def next_session(self) -> Session:
-        with trio.fail_after(20):
+        with trio.fail_after(50):
             return await self.sessions.receive()
 
     async def handle(self, connection: trio.SocketStream) -> None:

@@ -71,7 +71,7 @@ async def following(config: ProxyConfig, *, loaded: bool = True) -> AsyncIterato
         proxy = await nursery.start(partial(run_proxy, config))
         if loaded:
             # On a busy machine that takes longer than the proxy waits before it listens.
-            await proxy.registered.wait_loaded(20)
+            await proxy.registered.wait_loaded(50)
         yield proxy
         nursery.cancel_scope.cancel()
 
