@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 import trio
@@ -216,3 +221,38 @@ async def test_a_socket_that_is_closed_at_once_is_a_lost_session_and_no_failure(
                 await session.wait_closed()
         assert isinstance(session.error, SessionLost)
         await far.aclose()
+
+
+async def test_frames_that_cost_much_are_read_a_few_at_a_time() -> None:
+    """Streams opened and reset at once: others waited for all that fitted into one read."""
+    ours, theirs = await socket_pair()
+    raw = ours.socket
+    frames = b"".join(
+        struct.pack(">BBHII", 0, 1, flags, number, 0)
+        for number in range(1, 200_000, 2)
+        for flags in (1, 8)
+    )
+
+    def flood() -> None:
+        with socket.socket(fileno=os.dup(raw.fileno())) as sending:
+            sending.setblocking(True)
+            with contextlib.suppress(OSError):
+                sending.sendall(frames)
+
+    async with (
+        open_pump() as pump,
+        open_session(theirs, is_client=False, pump=pump) as session,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        tunnel = session.tunnel
+        assert tunnel is not None
+        nursery.start_soon(trio.to_thread.run_sync, flood)
+        read = [0]
+        while read[-1] < len(frames):
+            await trio.lowlevel.checkpoint()
+            if tunnel.bytes_received > read[-1]:
+                read.append(tunnel.bytes_received)
+        at_once = [after - before for before, after in pairwise(read)]
+        assert max(at_once[5:]) < 160_000
+        await abort(ours)
