@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -11,10 +10,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from support.tree import ROOT
+from support.typed_commands import unknown_in
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -37,13 +36,6 @@ def test_the_example_of_the_library_runs_by_itself(tmp_path):
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|[;&|(]|\$ )\s*(tunnelmux(?:-[a-z]+)?) ([^\n]*)")
-PROGRAMS = {
-    "tunnelmux": "main",
-    "tunnelmux-proxy": "proxy",
-    "tunnelmux-agent": "agent",
-    "tunnelmux-api": "api",
-    "tunnelmux-gateway": "gateway",
-}
 
 
 def typed_lines(text: str) -> Iterator[str]:
@@ -68,29 +60,6 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
                     break  # what follows is another program's
                 words.append(word)
             yield name, words
-
-
-def unknown_in(name: str, words: list[str]) -> str | None:
-    """What the program does not know of what it is given."""
-    module = importlib.import_module(f"tunnelmux.cli.{PROGRAMS[name]}")
-    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
-    [command] = [value for value in groups if value.name in {name, "main", "cli"}] or groups[:1]
-    context = click.Context(command, info_name=name)
-    for word in words:
-        if isinstance(command, click.Group) and not word.startswith("-"):
-            found = command.get_command(context, word)
-            if found is not None:
-                command, context = found, click.Context(found, parent=context)
-                continue
-            if not command.invoke_without_command:
-                return word
-        if word.startswith("-") and word != "-":
-            known = {
-                option for each in command.params for option in each.opts + each.secondary_opts
-            }
-            if word.partition("=")[0] not in known:
-                return word
-    return None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,6 +26,7 @@ with light_imports():
         print_checked,
         refuse_options_before_command,
         setting,
+        shown_examples,
     )
     from tunnelmux.cli.outcome import run_command
     from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
@@ -187,7 +188,15 @@ def agent(context: click.Context, /, config_file: Path | None, **_settings: obje
     return _run(context, config_file, config)
 
 
-@agent.command()
+@agent.command(
+    epilog=shown_examples(
+        ("tunnelmux-agent check --config agent.toml", "Is the file sound, and what results of it?"),
+        (
+            "tunnelmux-agent check --config agent.toml --service web=8000",
+            "The same with another list of services.",
+        ),
+    )
+)
 @_agent_settings
 @all_option
 @click.pass_context

@@ -23,6 +23,7 @@ from tunnelmux.cli.options import (
     refuse_options_before_command,
     require_libraries,
     setting,
+    shown_examples,
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.config.api import ApiConfig
@@ -72,6 +73,36 @@ Examples:
   tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
       --subject 8d1f… --role admin
       Another person, by the `sub` that the provider gives them."""
+
+
+_UPGRADE_EXAMPLES = shown_examples(
+    (
+        "tunnelmux-api db upgrade --config api.toml",
+        "Before the new version starts, with [registry] migrate = false.",
+    )
+)
+
+_NEW_TENANT_EXAMPLES = shown_examples(
+    (
+        'tunnelmux-api admin add-tenant --config api.toml --display-name "Acme Ltd" acme',
+        "Its device dev1 is reached as dev1--acme.DOMAIN.",
+    )
+)
+
+_ADMIN_EXAMPLES = """\b
+Examples:
+  tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
+      --email ada@example.com
+      The first owner, who need not have signed in yet.
+  tunnelmux-api admin add-tenant --config api.toml acme
+      Another tenant, with devices and people of its own."""
+
+_VERIFY_EXAMPLES = shown_examples(
+    (
+        "tunnelmux-api audit verify --config api.toml",
+        "A line for each tenant, whole or broken.",
+    )
+)
 
 
 def _api_settings(function: F) -> F:
@@ -128,7 +159,11 @@ def api(
     return _run(context, config_file)
 
 
-@api.command()
+@api.command(
+    epilog=shown_examples(
+        ("tunnelmux-api check --config api.toml", "Is the file sound, and what results of it?")
+    )
+)
 @_api_settings
 @all_option
 @click.pass_context
@@ -147,7 +182,7 @@ def check(
     print_checked(_PROGRAM, load, show_all=show_all)
 
 
-@api.group()
+@api.group(epilog=_NEW_KEY_EXAMPLES)
 def keys() -> None:
     """The keys behind browsers' cookies (`browser_sessions.key_file`)."""
 
@@ -160,12 +195,12 @@ def new_key() -> None:
     click.echo(new_key_line(), nl=False)
 
 
-@api.group()
+@api.group(epilog=_UPGRADE_EXAMPLES)
 def db() -> None:
     """The registry's database."""
 
 
-@db.command()
+@db.command(epilog=_UPGRADE_EXAMPLES)
 @config_option
 def upgrade(config_file: Path | None) -> None:
     """Make the tables, or bring those of an earlier version up to date."""
@@ -177,7 +212,7 @@ async def _say_ready(registry: Registry) -> None:
     click.echo("The registry is up to date.")
 
 
-@api.group()
+@api.group(epilog=_ADMIN_EXAMPLES)
 def admin() -> None:
     """Manage tenants and their owners; for those who can read the configuration."""
 
@@ -232,7 +267,7 @@ def grant(
     with_registry(config_file, give)
 
 
-@admin.command("add-tenant")
+@admin.command("add-tenant", epilog=_NEW_TENANT_EXAMPLES)
 @config_option
 @click.argument("name")
 @click.option("--display-name", default="", help="The name that people see.")
@@ -246,12 +281,12 @@ def add_tenant(config_file: Path | None, name: str, display_name: str) -> None:
     with_registry(config_file, add)
 
 
-@api.group()
+@api.group(epilog=_VERIFY_EXAMPLES)
 def audit() -> None:
     """The record of what was changed by whom."""
 
 
-@audit.command()
+@audit.command(epilog=_VERIFY_EXAMPLES)
 @config_option
 @click.pass_context
 def verify(context: click.Context, config_file: Path | None) -> None:

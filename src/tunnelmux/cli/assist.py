@@ -14,7 +14,13 @@ from typing import Any
 
 import click
 
-from tunnelmux.cli.options import config_option, flags_of, print_warning, setting
+from tunnelmux.cli.options import (
+    config_option,
+    flags_of,
+    print_warning,
+    setting,
+    shown_examples,
+)
 from tunnelmux.config import AgentConfig, load_agent_config
 
 __all__ = ["assist"]
@@ -26,13 +32,13 @@ _PATIENCE = 60.0
 
 _EXAMPLES = """\b
 Examples:
-  tunnelmux-agent assist on --for 2h --services ssh,web
+  tunnelmux-agent assist on --config agent.toml --for 2h --services ssh,web
       For two hours, let in people of the tenant who have a lease for these.
-  tunnelmux-agent assist status --watch
+  tunnelmux-agent assist status --config agent.toml --watch
       Show requests as they come, and ask about each in this terminal.
-  tunnelmux-agent assist on --code --services ssh
+  tunnelmux-agent assist on --config agent.toml --code --services ssh
       Show a code with which a person without an account can log in.
-  tunnelmux-agent assist off
+  tunnelmux-agent assist off --config agent.toml
       End all assistance at once, and refuse every request until the next on.
 \b
 These commands need no network. If the agent is not running, on and off
@@ -75,7 +81,19 @@ def assist() -> None:
     """Switch remote assistance on and off, and answer requests."""
 
 
-@assist.command("on")
+@assist.command(
+    "on",
+    epilog=shown_examples(
+        (
+            "tunnelmux-agent assist on --config agent.toml --for 2h --services ssh",
+            "Two hours, for this service.",
+        ),
+        (
+            "tunnelmux-agent assist on --config agent.toml --code --for 1h --services ssh",
+            "Shows a code, and what the other side types.",
+        ),
+    ),
+)
 @_where
 @click.option(
     "--for",
@@ -130,7 +148,9 @@ def _tell_code(answer: dict[str, Any]) -> None:
     click.echo(f"End it with: {_PROGRAM} assist stop {answer['lease']}")
 
 
-@assist.command("off")
+@assist.command(
+    "off", epilog=shown_examples(("tunnelmux-agent assist off --config agent.toml", "At once."))
+)
 @_where
 @click.pass_context
 def turn_off(context: click.Context, /, config_file: Path | None, **_settings: object) -> int:
@@ -138,7 +158,15 @@ def turn_off(context: click.Context, /, config_file: Path | None, **_settings: o
     return _told(_order(_load(context, config_file), {"do": "off"}))
 
 
-@assist.command()
+@assist.command(
+    epilog=shown_examples(
+        ("tunnelmux-agent assist status --config agent.toml", "Once."),
+        (
+            "tunnelmux-agent assist status --config agent.toml --watch",
+            "Until Ctrl-C: asks about each request as it comes.",
+        ),
+    )
+)
 @_where
 @click.option("--watch", is_flag=True, help="Keep showing it, and ask about each request here.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, one object a line.")
@@ -175,7 +203,10 @@ def _ask(config: AgentConfig, lease: dict[str, Any]) -> None:
 
 
 def _answering(word: str, text: str) -> None:
-    @assist.command(word, help=text)
+    example = f"tunnelmux-agent assist {word} --config agent.toml LEASE"
+    where = "The LEASE as assist status shows it."
+
+    @assist.command(word, help=text, epilog=shown_examples((example, where)))
     @_where
     @click.argument("lease")
     @click.pass_context

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux.cli.interrupts import run_interruptible
-from tunnelmux.cli.options import print_warning
+from tunnelmux.cli.options import print_warning, shown_examples
 from tunnelmux.errors import ConnectError, TunnelmuxError
 
 if TYPE_CHECKING:
@@ -102,11 +102,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, 
 
 def examples(*pairs: tuple[str, str], more: str = "") -> str:
     """The end of a command's help: what to type and what it does, then the exit statuses."""
-    lines = ["\b", "Example:" if len(pairs) == 1 else "Examples:"]
-    for command, meaning in pairs:
-        lines += [f"  {command}", *(f"      {line}" for line in meaning.splitlines())]
-    text = "\n".join(lines)
-    return "\n\n".join([text, *([f"\b\n{more}"] if more else []), f"\b\n{EXIT_STATUSES}"])
+    further = [f"\b\n{more}"] if more else []
+    return "\n\n".join([shown_examples(*pairs), *further, f"\b\n{EXIT_STATUSES}"])
 
 
 def place_of(options: dict[str, Any]) -> Place:

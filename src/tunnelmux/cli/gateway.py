@@ -23,6 +23,7 @@ from tunnelmux.cli.options import (
     refuse_options_before_command,
     require_libraries,
     setting,
+    shown_examples,
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.config.gateway import GatewayConfig
@@ -61,6 +62,14 @@ Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option,
 setting or address."""
 
 
+_NEW_AUTHORITY_EXAMPLES = shown_examples(
+    (
+        "(umask 077; tunnelmux-gateway keys new-authority > authority.key)",
+        "Only the user of the gateway may read it.",
+    )
+)
+
+
 def _gateway_settings(function: F) -> F:
     for decorate in (
         common_settings,
@@ -86,7 +95,14 @@ def gateway(context: click.Context, /, config_file: Path | None, **_settings: ob
     return _run(context, config_file)
 
 
-@gateway.command()
+@gateway.command(
+    epilog=shown_examples(
+        (
+            "tunnelmux-gateway check --config gateway.toml",
+            "Is the file sound, and what results of it?",
+        )
+    )
+)
 @_gateway_settings
 @all_option
 @click.pass_context
@@ -103,12 +119,12 @@ def check(
     print_checked(_PROGRAM, load, show_all=show_all)
 
 
-@gateway.group()
+@gateway.group(epilog=_NEW_AUTHORITY_EXAMPLES)
 def keys() -> None:
     """The key behind the tenants' authorities (`access.authority_file`)."""
 
 
-@keys.command("new-authority")
+@keys.command("new-authority", epilog=_NEW_AUTHORITY_EXAMPLES)
 def new_authority() -> None:
     """Print the content of a new file."""
     from tunnelmux.gateway.certificates import new_authority_key
@@ -116,7 +132,14 @@ def new_authority() -> None:
     click.echo(new_authority_key(), nl=False)
 
 
-@gateway.command()
+@gateway.command(
+    epilog=shown_examples(
+        (
+            "tunnelmux-gateway authority --config gateway.toml > tunnelmux_ca.pub",
+            "Copy it to the device, as /etc/ssh/tunnelmux_ca.pub.",
+        )
+    )
+)
 @config_option
 @click.option("--tenant", default="default", show_default=True, help="Whose devices.")
 def authority(config_file: Path | None, tenant: str) -> None:
@@ -140,7 +163,15 @@ def authority(config_file: Path | None, tenant: str) -> None:
     run_interruptible(find)
 
 
-@gateway.command("host-key")
+@gateway.command(
+    "host-key",
+    epilog=shown_examples(
+        (
+            "tunnelmux-gateway host-key --config gateway.toml gateway.example.com >> known_hosts",
+            "Copy the line to people's ~/.ssh/known_hosts.",
+        )
+    ),
+)
 @config_option
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def host_key(config_file: Path | None, names: tuple[str, ...]) -> None:

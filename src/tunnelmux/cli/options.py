@@ -32,6 +32,7 @@ __all__ = [
     "refuse_options_before_command",
     "require_libraries",
     "setting",
+    "shown_examples",
 ]
 
 _log = get_logger("cli")
@@ -117,6 +118,16 @@ def refuse_options_before_command(context: click.Context) -> None:
 def log_warning(sentence: str) -> None:
     """Write a warning to the log."""
     _log.warning("odd configuration", problem=sentence)
+
+
+def shown_examples(*pairs: tuple[str, str]) -> str:
+    """The end of a command's help: what to type, and what it does. Click keeps the lines of what
+    follows a backspace.
+    """
+    lines = ["\b", "Example:" if len(pairs) == 1 else "Examples:"]
+    for command, meaning in pairs:
+        lines += [f"  {command}", *(f"      {line}" for line in meaning.splitlines())]
+    return "\n".join(lines)
 
 
 def all_option(function: F) -> F:

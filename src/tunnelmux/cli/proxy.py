@@ -23,6 +23,7 @@ from tunnelmux.cli.options import (
     print_checked,
     refuse_options_before_command,
     setting,
+    shown_examples,
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.starts import SuccessorStart, WorkerStart
@@ -155,7 +156,15 @@ def proxy(
     return _run(context, config_file, state_dir)
 
 
-@proxy.command()
+@proxy.command(
+    epilog=shown_examples(
+        ("tunnelmux-proxy check --config proxy.toml", "Is the file sound, and what results of it?"),
+        (
+            "tunnelmux-proxy check --config proxy.toml --http 0.0.0.0:8080",
+            "The same with another address for visitors.",
+        ),
+    )
+)
 @_proxy_settings
 @all_option
 @click.pass_context
@@ -294,7 +303,15 @@ def _run_quickstart(
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 
-@proxy.command()
+@proxy.command(
+    epilog=shown_examples(
+        ("tunnelmux-proxy password anna", "Asks twice, and shows no letter."),
+        (
+            "tunnelmux-proxy password anna < password.txt",
+            "For a script: the password is the first line of the file.",
+        ),
+    )
+)
 @click.argument("name")
 def password(name: str) -> None:
     """Ask for a password, and print the line for users under [access].
