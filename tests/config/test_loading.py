@@ -152,6 +152,14 @@ REFUSALS = {
             'write it as "host:port", for example "127.0.0.1:8080" or "[::1]:8080"'
         ),
     ),
+    "misspelt key behind one that is missing": (
+        "[ingress.http]\n[[devices]]\nname = 'dev1'\ntokne_file = 'dev1.token'",
+        'proxy.toml: devices[0].tokne_file: is not a known key: did you mean "token_file"?',
+    ),
+    "another daemon's file": (
+        '[proxy]\nurl = "ws://127.0.0.1:1/"\n[device]\nname = "dev1"',
+        "proxy.toml: device: is not a known key: this is a file for tunnelmux-agent",
+    ),
     "key one table too high": (
         '[ingress]\nlisten = "127.0.0.1:8080"',
         'proxy.toml: ingress.listen: is not a known key: did you mean "ingress.http.listen"?',

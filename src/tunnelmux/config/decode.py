@@ -14,6 +14,7 @@ from typing import Any
 from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Setting, Table, settings_of
 from tunnelmux.config.secret import Secret
+from tunnelmux.config.whose_file import daemon_of
 
 __all__ = ["Decoder", "expand_home", "nearest", "parse_text"]
 
@@ -36,17 +37,34 @@ class Decoder:
         self._base = base
 
     def decode(self, content: Mapping[str, object]) -> Any:
-        """An instance of `root.cls`. Raises InvalidSetting whose key is the setting's full path."""
+        """An instance of `root.cls`. Raises InvalidSetting whose key is the setting's full path.
+
+        Keys that are not known are told first: a key that is missing may be one of them.
+        """
+        self._refuse_unknown_keys(self._root, content, "")
         return self._table(self._root, content, "")
+
+    def _refuse_unknown_keys(self, table: Table, content: object, path: str) -> None:
+        if not isinstance(content, Mapping):
+            return  # decoding will say what it must be
+        for key in content:
+            if table.find(key) is None:
+                raise self._unknown_key(table, path, key, content)
+        for key, value in content.items():
+            entry = table.find(key)
+            if not isinstance(entry, Table):
+                continue
+            if not entry.is_list:
+                self._refuse_unknown_keys(entry, value, _join(path, key))
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    self._refuse_unknown_keys(entry, item, f"{_join(path, key)}[{index}]")
 
     def _table(self, table: Table, content: object, path: str) -> Any:
         if not isinstance(content, Mapping):
             raise InvalidSetting(
                 path, f"must be a table, not {_shown(content)}: write it as {_header(path)}"
             )
-        for key in content:
-            if table.find(key) is None:
-                raise self._unknown_key(table, path, key)
         values: dict[str, Any] = {}
         for name, entry in table.keys.items():
             if name in content:
@@ -95,7 +113,11 @@ class Decoder:
         shown = "" if setting.kind == "secret" else f", not {_shown(value)}"
         raise InvalidSetting(path, f"must be {wanted}{shown}")
 
-    def _unknown_key(self, table: Table, path: str, key: str) -> InvalidSetting:
+    def _unknown_key(
+        self, table: Table, path: str, key: str, content: Mapping[str, object]
+    ) -> InvalidSetting:
+        if not path and (daemon := daemon_of(content)) is not None:
+            return InvalidSetting(key, f"is not a known key: this is a file for {daemon}")
         guess = nearest(key, table.names())
         if guess is not None:
             hint = f'did you mean "{guess}"?'
