@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from support.internal import running_bench
+from tunnelmux.sessions import LocalHandle
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -38,6 +39,18 @@ async def test_the_list_is_in_camel_case() -> None:
         "remoteAddr": "192.0.2.7:50000",
     }
     assert second["deviceId"] == "dev2"
+
+
+async def test_what_an_agent_says_is_in_the_list_if_that_is_asked_for() -> None:
+    """Back ends that exist may refuse keys that they do not know."""
+    async with running_bench() as bench, bench.agent("dev1"):
+        handle = await bench.store.find_device("dev1")
+        assert isinstance(handle, LocalHandle)
+        handle.agent_version, handle.services = "1.2.3", ("web", "ssh")
+        [bare] = (await bench.ask("GET", "/internal/sessions")).json["sessions"]
+        [full] = (await bench.ask("GET", "/internal/sessions?agents=true")).json["sessions"]
+    assert (full.pop("agentVersion"), full.pop("services")) == ("1.2.3", ["web", "ssh"])
+    assert full.keys() == bare.keys()
 
 
 async def test_an_empty_list_is_a_list() -> None:

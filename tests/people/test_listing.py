@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from support.installation import COMMAND, Installation
+from tunnelmux import __version__
 from tunnelmux.cli.fleet.model import Account, Device, DeviceDetails
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -48,6 +49,9 @@ def test_a_proxy_knows_who_is_connected(installation: Installation) -> None:
     found = installation.json("ls", "dev", env=installation.by_proxy)
     assert {"dev1", "dev2"} <= {device["name"] for device in found}
     assert "dev3" not in {device["name"] for device in found}
+    [of_dev1] = [device for device in found if device["name"] == "dev1"]
+    assert of_dev1["services"][:2] == ["web", "ssh"]
+    assert of_dev1["version"] == __version__
     details = installation.json("show", "dev1", env=installation.by_proxy)
     assert details["services"][0] == {"name": "web", "scheme": "http", "default": True}
 

@@ -108,6 +108,27 @@ def test_a_state_directory_that_is_a_file_is_explained(tmp_path: Path) -> None:
         Invitations(tmp_path / "state").create()
 
 
+async def test_the_session_that_joins_knows_what_its_agent_says(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Else a request that names no service is refused where services have rules of their own, until
+    the agent connects again."""
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    said = [
+        (b"User-Agent", b"tunnelmux/1.2.3"),
+        (b"Tunnelmux-Services", b"web, ssh"),
+        (b"Tunnelmux-Relay", b"web;default"),
+        (b"Tunnelmux-Default-Service", b"web"),
+    ]
+    async with bench.dial(enrolment.invitations.create().reveal(), name="dev1", said=said):
+        handle = await bench.arrived("dev1")
+        assert handle.default_service == "web"
+        assert handle.relayed == {"web": "web", None: "web"}
+        summary = handle.summary()
+        assert (summary.agent_version, summary.services) == ("1.2.3", ("web", "ssh"))
+
+
 async def test_a_device_with_an_invitation_joins_and_comes_back_with_its_new_token(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:

@@ -78,9 +78,10 @@ class TunnelBench:
         instance: str | None = None,
         remote: str = "192.0.2.7:50000",
         limits: Limits | None = None,
+        said: Sequence[tuple[bytes, bytes]] = (),
     ) -> AsyncIterator[Dialled]:
         """Connect as an agent would; raises ConnectRefused as it would read it."""
-        headers = []
+        headers = [*said]
         if token is not None:
             headers.append((b"Authorization", b"Bearer " + token.encode()))
         if name is not None:

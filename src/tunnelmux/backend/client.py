@@ -217,9 +217,15 @@ class ProxyClient:
             remote_addr=found.remote_addr,
         )
 
-    async def list_sessions(self, *, device: str | None = None) -> list[SessionSummary]:
-        """Every live session, or those of one device only."""
-        query = f"?{urlencode({'device': device})}" if device is not None else ""
+    async def list_sessions(
+        self, *, device: str | None = None, agents: bool = False
+    ) -> list[SessionSummary]:
+        """Every live session, or those of one device only; with `agents`, what the agents say of
+        their versions and services too, if the proxy is new enough.
+        """
+        wanted = {"device": device, "agents": "true" if agents else None}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        query = f"?{urlencode(given)}" if given else ""
         body = await self._call("GET", f"/internal/sessions{query}")
         return read_json(body, _Sessions).sessions
 

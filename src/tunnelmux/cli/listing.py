@@ -56,7 +56,7 @@ def ls(part: str, online: bool, as_json: bool, **options: Any) -> int:
         elif found:
             print_devices(found)
         else:
-            click.echo(_nothing(part, online), err=True)
+            click.echo(_nothing(part, online) or fleet.how_to_begin, err=True)
 
     return run_on_fleet(options, work)
 
@@ -66,7 +66,7 @@ def _nothing(part: str, online: bool) -> str:
         return f'No device has "{part}" in its name.'
     if online:
         return "No device is connected."
-    return "There are no devices yet: tunnelmux invite says how to add one."
+    return ""
 
 
 def print_devices(devices: list[Device]) -> None:

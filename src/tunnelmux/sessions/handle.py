@@ -152,6 +152,9 @@ class LocalHandle(OwnHandle):
         self.internal_url = ""
         """The URL of its internal API."""
         self.instance = ""
+        self.agent_version = ""
+        """What the agent says of itself when it connects, and the names of its services."""
+        self.services: tuple[str, ...] = ()
         self.replaced_by = ""
         """The address of the connection that replaced this one, if one did."""
         self._farewell = farewell
@@ -229,6 +232,8 @@ class LocalHandle(OwnHandle):
             remote_addr=self.remote_address,
             proxy_node_id=self.node,
             proxy_internal_url=self.internal_url,
+            agent_version=self.agent_version,
+            services=self.services,
         )
 
     def record_heartbeat(self, at: datetime) -> None:

@@ -1,5 +1,5 @@
-"""The public facts of a session and of a visit. A session has eight fields, with the JSON names
-that existing back ends read.
+"""The public facts of a session and of a visit. The first eight fields of a session have the JSON
+names that existing back ends read.
 """
 
 from __future__ import annotations
@@ -39,12 +39,20 @@ class SessionSummary(
     remote_addr: str = ""
     proxy_node_id: str = ""
     proxy_internal_url: str = ""
+    agent_version: str = ""
+    """As the agent says when it connects."""
+    services: tuple[str, ...] = ()
+    """The names of its services, as the agent says when it connects."""
+
+    def without_agent(self) -> SessionSummary:
+        """The first eight fields only, for back ends that refuse what they do not know."""
+        return msgspec.structs.replace(self, agent_version="", services=())
 
     def __repr__(self) -> str:
         fields = ", ".join(
             f"{name}={shorten_token(value) if name == 'token' else value!r}"
             for name in self.__struct_fields__
-            if (value := getattr(self, name)) != ""
+            if (value := getattr(self, name)) not in ("", ())
         )
         return f"SessionSummary({fields})"
 

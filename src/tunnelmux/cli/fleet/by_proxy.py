@@ -62,6 +62,11 @@ class _Info(msgspec.Struct):
 class ProxyFleet(Fleet):
     """See `Fleet`."""
 
+    how_to_begin = (
+        "No device is connected to this proxy now. It takes those of its proxy.toml, and those "
+        "that join by a line of tunnelmux-proxy invite."
+    )
+
     def __init__(self, client: ProxyClient, url: str) -> None:
         self.client = client
         self.server = url
@@ -219,7 +224,7 @@ class ProxyFleet(Fleet):
     async def _sessions(self) -> list[SessionSummary]:
         """One for each device, the newest."""
         found: dict[str, SessionSummary] = {}
-        for session in await self.ask(self.client.list_sessions):
+        for session in await self.ask(partial(self.client.list_sessions, agents=True)):
             known = found.get(session.device_id)
             if known is None or known.connected_at < session.connected_at:
                 found[session.device_id] = session
@@ -320,4 +325,6 @@ def _device(session: SessionSummary) -> Device:
         since=session.connected_at,
         last_seen=session.last_heartbeat,
         address=session.remote_addr,
+        version=session.agent_version,
+        services=list(session.services),
     )

@@ -51,6 +51,9 @@ class Fleet(abc.ABC):
     server: str
     """Where it is, for people."""
 
+    how_to_begin = "There are no devices yet: tunnelmux invite says how to add one."
+    """For a person who sees an empty list."""
+
     @abc.abstractmethod
     async def account(self) -> Account:
         """The caller's account there."""

@@ -43,6 +43,9 @@ class SessionsQuery(msgspec.Struct, frozen=True):
     """The query of GET /internal/sessions."""
 
     device: Annotated[str, Meta(description="Only the sessions of this device.")] = ""
+    agents: Annotated[
+        bool, Meta(description="With `agentVersion` and `services`, as each agent said.")
+    ] = False
 
 
 class VisitsQuery(msgspec.Struct, frozen=True):

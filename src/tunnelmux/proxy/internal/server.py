@@ -506,11 +506,11 @@ class InternalServer:
             raise ApiError("NOT_FOUND", "session not found") from None
 
     async def _list_sessions(self, call: Call) -> Answer:
-        device = read_query(call.query, SessionsQuery).device or None
+        wanted = read_query(call.query, SessionsQuery)
         sessions = [
-            summary
+            summary if wanted.agents else summary.without_agent()
             for summary in await self._store.list()
-            if device is None or summary.device_id == device
+            if summary.device_id == (wanted.device or summary.device_id)
         ]
         return Answer.of(SessionList(sessions, len(sessions)))
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from tunnelmux.config import InvalidSetting, Secret
-from tunnelmux.config.rules import DOMAIN_LABEL, check_label
+from tunnelmux.config.rules import check_label
 from tunnelmux.errors import ConnectError, ProtocolError, RegistryError
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session
 from tunnelmux.observability import BoundedLines, RepeatedLines, get_logger
-from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolled, Enrolment, EnrolmentBusy
 from tunnelmux.proxy.tunnels.figures import TunnelFigures
@@ -33,6 +32,7 @@ from tunnelmux.proxy.tunnels.neighbours import (
 )
 from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.rivals import Rivals
+from tunnelmux.proxy.tunnels.said import Said, read_said
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle
@@ -48,29 +48,18 @@ from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket, has_hung_up
 from tunnelmux.transports.turns import Turns
 from tunnelmux.wire import (
-    ASSIST_FIELD,
     CLOSE_REPLACED,
-    DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
-    HOST_KEYS_FIELD,
     INSTANCE_FIELD,
     MEASURE_PATH,
-    MOST_SERVICES,
     NODES_FIELD,
     PROVE_FIELD,
     PROVED,
-    RELAY_FIELD,
     REPLACED_FIELD,
     RIVAL_FIELD,
-    SERIAL_FIELD,
-    SERVICES_FIELD,
-    TIMEOUTS_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
     list_nodes,
-    read_host_keys,
-    read_relayed,
-    read_timeouts,
 )
 
 __all__ = ["TunnelServer", "TunnelSettings"]
@@ -86,23 +75,13 @@ _NO_HANDSHAKE = "no-handshake"
 # Counted beside the reasons of refusals.
 
 _DEVICE = DEVICE_FIELD.decode("ascii")
-_SERVICES = SERVICES_FIELD.decode("ascii")
-_RELAY = RELAY_FIELD.decode("ascii")
-_TIMEOUTS = TIMEOUTS_FIELD.decode("ascii")
-_DEFAULT_SERVICE = DEFAULT_SERVICE_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
-_SERIAL = SERIAL_FIELD.decode("ascii")
-_HOST_KEYS = HOST_KEYS_FIELD.decode("ascii")
-_ASSIST = ASSIST_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
 # Retry-After for an agent while the registry cannot be asked about its token.
 
 _LONGEST_CLAIM = 63
 # Characters of a refused agent's name in the log: a device's name is not longer.
-
-_MAX_AGENT = 64
-# Bytes of an agent's version that are kept.
 
 _DRAIN_RETRY_AFTER = 1
 # Retry-After while this process shuts down: about the time of a restart.
@@ -128,22 +107,7 @@ class _Admitted:
     token: Secret
     enrolled: bool = False
     replaced: bool = False
-    agent: str = ""
-    """The agent's version, as the agent sends it."""
-    services: tuple[str, ...] = ()
-    """The services it offers."""
-    relayed: dict[str | None, str] = field(default_factory=dict)
-    """Services that take raw connections, by name; None is the default service."""
-    timeouts: dict[str | None, float] = field(default_factory=dict)
-    """Seconds in which targets must begin an answer, where the agent sets its own."""
-    serial: str = ""
-    """The device's serial number."""
-    host_keys: tuple[str, ...] = ()
-    """The host keys of its SSH server."""
-    assists: bool = False
-    """Whether it takes leases, or may later."""
-    default_service: str = ""
-    """The default service."""
+    said: Said = field(default_factory=Said)
     instance: str = ""
     """The name of the agent's process, if it keeps several sessions."""
     rival: str = ""
@@ -417,14 +381,7 @@ class TunnelServer:
         return _Admitted(
             device=device,
             token=Secret(token),
-            agent=(request.header("User-Agent") or "").removeprefix("tunnelmux/")[:_MAX_AGENT],
-            services=_services_in(request.header(_SERVICES) or ""),
-            relayed=_relayed_in(request.header(_RELAY) or ""),
-            timeouts=read_timeouts(request.header(_TIMEOUTS) or ""),
-            serial=said_serial(request.header(_SERIAL)),
-            host_keys=read_host_keys(request.header(_HOST_KEYS) or ""),
-            assists=request.header(_ASSIST) is not None,
-            default_service=_name_in(request.header(_DEFAULT_SERVICE) or ""),
+            said=read_said(request),
             instance=instance_of(request),
         )
 
@@ -505,6 +462,7 @@ class TunnelServer:
             token=enrolled.token,
             enrolled=True,
             replaced=enrolled.replaced,
+            said=read_said(request),
             instance=instance_of(request),
         )
 
@@ -572,9 +530,11 @@ class TunnelServer:
         handle.node, handle.internal_url = self.settings.node, self.settings.internal_url
         if self.neighbours is not None:
             handle.instance = admitted.instance
-        handle.relayed = admitted.relayed
-        handle.timeouts = admitted.timeouts
-        handle.default_service = admitted.default_service
+        said = admitted.said
+        handle.agent_version, handle.services = said.version, said.services
+        handle.relayed = said.relayed
+        handle.timeouts = said.timeouts
+        handle.default_service = said.default_service
         return handle
 
     async def _hold(
@@ -609,12 +569,12 @@ class TunnelServer:
                     self._registered.session_began(
                         handle,
                         device,
-                        agent=admitted.agent,
-                        services=admitted.services,
+                        agent=admitted.said.version,
+                        services=admitted.said.services,
                         rival=admitted.rival,
-                        serial=admitted.serial,
-                        host_keys=admitted.host_keys,
-                        assists=admitted.assists,
+                        serial=admitted.said.serial,
+                        host_keys=admitted.said.host_keys,
+                        assists=admitted.said.assists,
                     )
             await session.run()
             return is_registered
@@ -648,28 +608,6 @@ def _why_disabled(device: KnownDevice) -> str:
             "operator of its tenant"
         )
     return f'device "{device.name}" is disabled: set enabled = true for it in proxy.toml'
-
-
-def _services_in(field: str) -> tuple[str, ...]:
-    """The names in a list of services; invalid names, and those over the limit, are left out."""
-    names = (name.strip() for name in field.split(",")[:MOST_SERVICES])
-    return tuple(name for name in names if DOMAIN_LABEL.fullmatch(name))
-
-
-def _relayed_in(field: str) -> dict[str | None, str]:
-    """The services that take raw connections, by name; None is the default service."""
-    relayed: dict[str | None, str] = {}
-    for name, is_default in read_relayed(field):
-        if DOMAIN_LABEL.fullmatch(name):
-            relayed[name] = name
-            if is_default:
-                relayed[None] = name
-    return relayed
-
-
-def _name_in(field: str) -> str:
-    name = field.strip()
-    return name if DOMAIN_LABEL.fullmatch(name) else ""
 
 
 def _unknown_token() -> Refused:
