@@ -284,6 +284,22 @@ async def test_a_request_that_met_a_closing_target_is_sent_again_if_it_changes_n
         assert await target.visitor.read_exactly(2) == b"ok"
 
 
+async def test_a_browser_reads_a_page_where_a_target_breaks_off() -> None:
+    """Though the pump has passed its request on: it got the JSON that programs get."""
+    async with rig() as target:
+        await target.first_exchange()
+        peer, _ = await target.ask(get("/", "Accept: text/html,*/*;q=0.8\r\n"))
+        await abort(peer.stream)
+        again = await target.connection()  # it changes nothing, so it is sent once more
+        await again.read_head()
+        await abort(again.stream)
+        head = await target.visitor.read_head()
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert b"Content-Type: text/html; charset=utf-8\r\n" in head
+        page = await target.visitor.read_until(b"</html>\n")
+        assert b"<h1>The service broke off</h1>" in page
+
+
 async def test_a_request_that_changes_something_is_never_sent_twice() -> None:
     request = b"POST /pay HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: 2\r\n\r\nok"
     async with rig() as target:

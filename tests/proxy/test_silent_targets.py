@@ -79,4 +79,4 @@ async def test_one_that_is_silent_for_another_reason_is_not_said_to() -> None:
                 async with await trio.open_tcp_stream(*proxy.http_address) as stream:
                     await stream.send_all(GET % b"")
                     answer = await Peer(stream).read_all()
-                assert b"it closed the connection without an answer" in answer
+                assert b"the target closed the connection without an answer" in answer

@@ -375,10 +375,12 @@ class ServerConnection(_Connection):
             write_response(status, reason, headers) + self._encode(first, end, trailers)
         )
 
-    async def send_refusal(self, refusal: Refusal) -> None:
-        """Answer the current request, or what could not be read as one, with a refusal."""
+    async def send_refusal(self, refusal: Refusal, *, accept: bytes | None = None) -> None:
+        """Answer the current request, or what could not be read as one, with a refusal. `accept` is
+        what is known of the latter's field Accept."""
         request = self._request
-        accept = first_value(request.headers, b"accept") if request is not None else None
+        if request is not None:
+            accept = first_value(request.headers, b"accept")
         headers, body = refusal.render(accept or b"")
         headers = [pair for pair in headers if pair[0] != b"Content-Length"]
         if request is not None and request.method == b"HEAD":
@@ -388,10 +390,10 @@ class ServerConnection(_Connection):
                 refusal.status, refusal.phrase, headers, length=len(body), first=body, end=True
             )
 
-    async def refuse(self, refusal: Refusal) -> None:
+    async def refuse(self, refusal: Refusal, *, accept: bytes | None = None) -> None:
         """Answer what could not be read as a request, or was not read at all, and close."""
         self.forget_request()
-        await self.send_refusal(refusal)
+        await self.send_refusal(refusal, accept=accept)
         await self.close()
 
     def forget_request(self) -> None:

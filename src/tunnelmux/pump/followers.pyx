@@ -598,11 +598,11 @@ cdef class AnswerFollower:
     cdef int ended_(self) except -1:
         """The target's connection has ended."""
         if self.kept.size and self.state_ <= ANSWER_DOUBT:
-            self.problem = "it closed the connection within the head of its answer"
+            self.problem = "the target closed the connection within the head of its answer"
             self.kept.reset()
             return self.move(ENDED_WITHIN_HEAD)
         if self.state_ == ANSWER_HEAD:
-            self.problem = "it closed the connection without an answer"
+            self.problem = "the target closed the connection without an answer"
         elif self.state_ != ANSWER_UNTIL_END:
             self.problem = "the target ended within its answer"
         return self.move(ENDED)

@@ -146,8 +146,9 @@ class HttpRelay(LegUser):
         """Close the connection of a relay that is over, as after a last answer."""
     def abort(self) -> None:
         """End now: the request in progress is reset."""
-    def take_pending(self) -> bytes:
-        """The bytes of the visitor that were not passed on, once it was handed back."""
+    def take_pending(self) -> tuple[bytes, bytes]:
+        """The bytes of the visitor that were not passed on, once it was handed back; and the head of
+        the request that was, if it could be sent again, else nothing."""
     def take_bound(self) -> tuple[EngineStream, Callable[[], object]] | None:
         """The idle stream to which a login of the visitor belongs, and the opener of its route, once
         the relay was handed back; None when there is none. The caller has to end it."""

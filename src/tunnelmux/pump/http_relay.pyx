@@ -117,11 +117,11 @@ cdef class HttpRelay(LegUser):
             self.pump.wake()
 
     def take_pending(self):
-        cdef bytes head = b""
+        cdef bytes head = self.request.text(0, self.request.kept.size)
         if self.request.state_ <= REQUEST_READY or self.request.state_ == REQUEST_DECLINED:
-            head = self.request.text(0, self.request.kept.size)
             self.request.kept.reset()
-        return head + self.pending.read(self.pending.size)
+            return head + self.pending.read(self.pending.size), b""
+        return self.pending.read(self.pending.size), head
 
     def take_bound(self):
         bound, self.bound = self.bound, None

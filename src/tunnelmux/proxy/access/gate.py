@@ -108,8 +108,9 @@ class Gate:
         name = handle.default_service if handle is not None else ""
         if not name:
             message = (
-                f"Services of {device} have rules of their own, and its default service is not "
-                "known: name the service, by the host SERVICE--DEVICE.DOMAIN."
+                f"Services of {device} have rules of their own, and which one is the default is "
+                "not known: it is offline, or its agent is an old one. Name the service, by the "
+                "host SERVICE--DEVICE.DOMAIN."
             )
             raise Refused(Refusal(403, "access-denied", message))
         return replace(destination, service=name)

@@ -149,7 +149,7 @@ class ApiConnection(ServerConnection):
         """Answer the current request with an error."""
         await self.send_answer(Answer(error.body(), error.status, headers=error.headers))
 
-    async def send_refusal(self, refusal: Refusal) -> None:
+    async def send_refusal(self, refusal: Refusal, *, accept: bytes | None = None) -> None:  # noqa: ARG002
         code = _BY_REASON.get(refusal.reason, "INTERNAL_ERROR")
         headers = list(refusal.headers)
         if refusal.retry_after is not None:

@@ -24,7 +24,7 @@ from tunnelmux.http.fields import (
 )
 from tunnelmux.http.head import Field
 from tunnelmux.http.judge import HeadJudge
-from tunnelmux.http.refusal import Refused
+from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from tunnelmux.yamux.streams import EngineStream
 
 __all__ = [
-    "REASONS_OF_STATUS",
     "Carrier",
     "PumpRoutes",
     "carry",
+    "failure_of",
     "import_carriers",
     "sender_of",
     "without_fields",
@@ -69,13 +69,27 @@ _MOST_ROUTES = 2 * MOST_SERVICES
 
 _LINE = line_about("proxy.http", "request")
 
-REASONS_OF_STATUS = {
+_REASONS_OF_STATUS = {
     400: "bad-request",
     408: "body-stalled",
     502: "target-broke",
     504: "target-timeout",
 }
-"""The Tunnelmux-Reason for each problem of an exchange in the pump."""
+# The Tunnelmux-Reason for each problem of an exchange in the pump.
+
+_ACCEPT = re.compile(rb"\naccept:[ \t]*([^\r\n]*)", re.IGNORECASE)
+
+
+def failure_of(relay: HttpRelay, head: bytes) -> tuple[Refusal, bytes] | None:
+    """The refusal for the request in progress, and the value of Accept in its `head`; None where
+    nothing is wrong with it.
+    """
+    if relay.problem is None:
+        return None
+    message = f"The request could not be served: {relay.problem}."
+    found = _ACCEPT.search(head)
+    accept = found[1] if found is not None else b""
+    return Refusal(relay.status, _REASONS_OF_STATUS[relay.status], message), accept
 
 
 _TRACEPARENT = re.compile(rb"\r\ntraceparent:([^\r\n]*)\r\n", re.IGNORECASE)
@@ -396,7 +410,7 @@ class Carrier:
         reason = ended = None
         if problem is not None:
             status = relay.status
-            reason = REASONS_OF_STATUS[status]
+            reason = _REASONS_OF_STATUS[status]
         elif relay.outcome == "local broke":
             ended = "the visitor left"  # the visitor may leave at any time: no error
         elif relay.outcome == "aborted":

@@ -44,10 +44,10 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.visitors.by_h11 import RequestsByH11
 from tunnelmux.proxy.visitors.carrier import (
-    REASONS_OF_STATUS,
     Carrier,
     PumpRoutes,
     carry,
+    failure_of,
 )
 from tunnelmux.proxy.visitors.elsewhere import HandsOver, WayThere
 from tunnelmux.proxy.visitors.inspector import RunningInspection
@@ -501,14 +501,10 @@ class HttpVisit(Visit):
         assert self._nursery is not None
         self.carrier.log_end(relay)
         began = relay.phase_since if relay.phase == "reading" else trio.current_time()
-        pending = relay.take_pending()
-        if relay.problem is not None:
-            if relay.status >= 500:
-                self._parts.router.groups.failed(self.device, self.service)
-            message = f"The request could not be served: {relay.problem}."
-            begun = Refusal(relay.status, REASONS_OF_STATUS[relay.status], message)
-        else:
-            begun = None
+        pending, tried = relay.take_pending()
+        begun = failure_of(relay, tried)
+        if begun is not None and relay.status >= 500:
+            self._parts.router.groups.failed(self.device, self.service)
         # A request that the pump has tried is not given to it again.
         insists = self.carrier.has_tried(relay) or bool(
             self._offered and pending.startswith(self._offered)
@@ -522,12 +518,12 @@ class HttpVisit(Visit):
         self,
         came: tuple[_Bytes, float],
         insists: bool,
-        begun: Refusal | None,
+        begun: tuple[Refusal, _Bytes] | None,
         bound: tuple[object, Stream] | None,
     ) -> None:
         """Serve requests with h11 until the pump can go on. *early* are bytes of the next request.
         With `insists`, h11 serves that one in any case. `begun` is the refusal for the request in
-        progress.
+        progress, and the value of its field Accept.
         """
         goes_on = False
         overdue, self._overdue = self._overdue, None
@@ -538,7 +534,8 @@ class HttpVisit(Visit):
                     requests.raw.hold(*bound)
                 requests.server.put_back_request(*came)
                 if begun is not None:
-                    await requests.server.refuse(await requests.explained(begun))
+                    refusal, accept = begun
+                    await requests.server.refuse(await requests.explained(refusal), accept=accept)
                 else:
                     goes_on = await requests.serve(insists=insists, overdue=overdue)
             if scope.cancelled_caught:
