@@ -26,6 +26,12 @@ def test_urls_are_taken_apart(url: str, parsed: TunnelURL, authority: str) -> No
     assert parsed.is_secure is url.startswith(("wss:", "tls:"))
 
 
+def test_few_urls_are_kept_taken_apart() -> None:
+    for number in range(100):
+        assert parse_url(f"ws://h{number}").host == f"h{number}"
+    assert parse_url.cache_info().currsize <= 32
+
+
 def test_the_query_is_never_shown() -> None:
     url = parse_url("ws://h:3800/tunnel/connect?token=s3cret")
     assert url.target == "/tunnel/connect?token=s3cret"

@@ -361,6 +361,29 @@ async def test_a_closed_stream_leaves_no_task_in_its_nursery(
     assert not nursery.child_tasks
 
 
+async def test_a_connection_that_ended_is_dropped_once(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, peer = await with_bare_peer(nursery)
+    closed: list[trio.abc.AsyncResource] = []
+    close = MemoryStream.aclose
+
+    async def count(self: MemoryStream) -> None:
+        closed.append(self)
+        await close(self)
+
+    monkeypatch.setattr(MemoryStream, "aclose", count)
+    await peer.below.aclose()  # without a Close, as when a proxy is killed
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    await stream.aclose()
+    await stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert closed.count(stream.transport) == 1
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.transport.receive_some()
+
+
 async def test_an_error_inside_the_library_breaks_this_stream_only(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,7 +307,9 @@ class Tunnels:
     async def _wait_turn(self, slot: _Slot) -> None:
         """Return when there is a session for this slot to make."""
         while True:  # while there is no other node, or the configuration wants no more sessions
-            await trio.sleep_until(self._replaced_until)
+            # Sleeping until a time that has passed costs as much as any sleep.
+            if trio.current_time() < self._replaced_until:
+                await trio.sleep_until(self._replaced_until)
             if not slot.index:
                 return
             wanted = self._config.proxy is not None and slot.index < self._config.proxy.sessions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from tunnelmux.errors import ConfigError
@@ -12,6 +13,9 @@ __all__ = ["TunnelURL", "parse_url"]
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _SECURE = frozenset({"wss", "tls"})
+
+_MOST_PARSED = 32
+# URLs that are kept parsed: each connection asks for its own four times. A proxy tells of 8 nodes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class TunnelURL:
         return f"<TunnelURL {self}>"
 
 
+@lru_cache(_MOST_PARSED)
 def parse_url(url: str) -> TunnelURL:
     """Take a tunnel URL apart; a ConfigError says what is wrong with it and what one looks like."""
     example = f"write for example ws://proxy.example.com:3800{TUNNEL_PATH}"

@@ -93,6 +93,7 @@ class _Wire(trio.abc.Stream):
         self._reading: trio.CancelScope | None = None
         self._sender: ControlSender | None = None
         self._lent = False
+        self._dropped = False
 
     def set_opened(self) -> None:
         """The 101 has passed: bytes after the request head may be given out as frames."""
@@ -264,6 +265,10 @@ class _Wire(trio.abc.Stream):
             self._sender.withdraw()  # the pump lets go of the socket before it is closed
         # Shielded: it does not wait, and a cancelled caller must still not leave a socket open.
         with trio.CancelScope(shield=True):
+            if self._dropped:  # closing again costs as much as the first time
+                await trio.lowlevel.checkpoint()
+                return
+            self._dropped = True
             await trio.aclose_forcefully(self.transport)
 
 
