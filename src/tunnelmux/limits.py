@@ -130,6 +130,11 @@ class IngressLimits:
     that a head full of them would delay all other requests by a tenth of a second.
     """
 
+    max_unfinished_heads: int = 4_194_304
+    """Bytes of request heads that an agent holds for one session because their ends are not there
+    yet, beside the first 4 KiB of each; a head that would make it more gets 503. A proxy sends each
+    head at once, so that few are ever unfinished; one that is hostile takes no memory by them."""
+
     max_interim_heads: int = 16
     """Interim heads (1xx) of one answer within a minute; with one more it is a 502. Early hints are
     a few, a sign of life (102) comes every 10 s or so, for as long as it takes; each costs its

@@ -55,6 +55,9 @@ REACHED_BY = {
     "max_head_bytes": "http/test_requests.py::test_head_over_the_limit_is_431",
     "max_idle_targets": "proxy/test_kept_targets.py::test_no_more_are_kept_than_the_limit_says",
     "target_idle_time": "proxy/test_kept_targets.py::test_one_that_nobody_uses_is_ended",
+    "max_unfinished_heads": (
+        "agent/test_unfinished_heads.py::test_heads_without_an_end_take_so_much_memory_and_no_more"
+    ),
     "max_interim_heads": (
         "http/test_interim_heads.py::test_interim_heads_without_end_are_a_502_that_names_the_limit"
     ),

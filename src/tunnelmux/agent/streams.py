@@ -38,6 +38,7 @@ from tunnelmux.http import (
     Refused,
     RequestHead,
     ServerConnection,
+    UnfinishedHeads,
     Upstream,
     VisitorGone,
     accept_connect,
@@ -124,6 +125,7 @@ class StreamServer:
         self.is_ending = False
         """Whether followers of the log must be ended."""
         self._served: Counter[Session] = Counter()
+        self._unfinished: dict[Session, UnfinishedHeads] = {}
         self.room = Room()
         """Places for connections to targets."""
         self.lines = StreamLines()
@@ -185,6 +187,7 @@ class StreamServer:
         self._served[session] -= 1
         if not self._served[session]:
             del self._served[session]
+            self._unfinished.pop(session, None)
 
     async def serve(self, stream: Stream) -> None:
         """Serve one stream to its end. Failures are logged and end this stream only."""
@@ -215,7 +218,10 @@ class StreamServer:
             self.end(session)
 
     async def _serve_requests(self, stream: Stream) -> None:
-        server = ServerConnection(stream, self._limits)
+        unfinished = self._unfinished.setdefault(
+            stream.session, UnfinishedHeads(self._limits.max_unfinished_heads)
+        )
+        server = ServerConnection(stream, self._limits, unfinished)
         kept = KeptUpstream()
         try:
             await self._serve_each(server, stream, kept)
@@ -226,11 +232,14 @@ class StreamServer:
         self, server: ServerConnection, stream: Stream, kept: KeptUpstream
     ) -> None:
         while True:
+            request = refusal = None
             try:
                 request = await server.read_request()
             except Refused as exc:
-                self._log_refusal(exc.refusal, stream)
-                await server.refuse(exc.refusal)
+                refusal = exc.refusal
+            if refusal is not None:  # outside of the block above, where `exc` keeps the head
+                self._log_refusal(refusal, stream)
+                await server.refuse(refusal)
                 return
             if request is None:
                 await server.close()

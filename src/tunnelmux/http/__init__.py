@@ -21,6 +21,7 @@ from tunnelmux.http.head import Field, RequestHead, ResponseHead
 from tunnelmux.http.kept_upstream import KeptUpstream
 from tunnelmux.http.refusal import REASONS, Refusal, Refused
 from tunnelmux.http.serving import Route, serve_requests, while_visitor_stays
+from tunnelmux.http.unfinished import UnfinishedHeads
 from tunnelmux.wire import REASON_FIELD
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ResponseHead",
     "Route",
     "ServerConnection",
+    "UnfinishedHeads",
     "Upstream",
     "UpstreamGone",
     "VisitorGone",

@@ -36,6 +36,7 @@ from tunnelmux.http.head import (
     write_response,
 )
 from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.http.unfinished import UnfinishedHeads
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.relay.splice import CLOSE_TIMEOUT, READ_SIZE, RECHECK_INTERVAL
@@ -209,8 +210,15 @@ class ServerConnection(_Connection):
 
     _gone = VisitorGone
 
-    def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        limits: IngressLimits,
+        unfinished: UnfinishedHeads | None = None,
+    ) -> None:
+        """`unfinished` counts the heads of all connections of one peer, where there are many."""
         super().__init__(stream, limits)
+        self._unfinished = unfinished
         self._request: RequestHead | None = None
         self._head_began: float | None = None  # when a head that was put back began
         self._between_requests: trio.CancelScope | None = None
@@ -295,7 +303,8 @@ class ServerConnection(_Connection):
         return bool(self._buffer)
 
     async def _read_head(self) -> bytes:
-        reader = HeadReader(self._buffer)
+        reader, self._buffer = HeadReader(self._buffer), b""  # held once, however long it takes
+        counted = 0
         try:
             while True:
                 reader.skip_empty_line()
@@ -311,12 +320,16 @@ class ServerConnection(_Connection):
                 if (wrong := reader.wrong()) is not None:
                     message = f"The request cannot be used: {wrong}."
                     raise Refused(Refusal(400, "bad-request", message))
+                if self._unfinished is not None:
+                    counted = self._unfinished.hold(counted, len(reader))
                 if not (data := await self._receive()):
                     message = "The connection ended within a request's head."
                     raise Refused(Refusal(400, "bad-request", message))
                 reader.add(data)
         finally:
             _, self._buffer = reader.split()
+            if self._unfinished is not None:
+                self._unfinished.release(counted)
 
     async def watch(self) -> NoReturn:
         """Read ahead while an answer is awaited, so as to notice when the visitor is gone.
@@ -427,6 +440,7 @@ class ServerConnection(_Connection):
 
     async def _linger(self) -> None:
         """Discard the visitor's further bytes, so that no reset overtakes the answer."""
+        self._buffer = b""  # up to a whole head, and it takes seconds
         with trio.move_on_after(DRAIN_TIMEOUT):
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
