@@ -36,9 +36,8 @@ class Limits:
     """What one yamux session may hold, and how long it waits. Sizes in bytes, times in seconds."""
 
     max_streams: int = 1024
-    """Live streams per session, both directions together. The protocol grants every stream
-    256 KiB unasked, so this times 256 KiB is the worst case of unread bytes one peer can make us
-    hold. A peer's stream over the limit is reset; our own open fails with TooManyStreams."""
+    """Live streams per session, both directions together. A peer's stream over the limit is reset;
+    our own open fails with TooManyStreams."""
 
     accept_backlog: int = 256
     """Streams that the peer opened and that were not accepted yet; one more is reset.
@@ -59,6 +58,12 @@ class Limits:
     process_window_budget: int = 268_435_456
     """The same for all sessions of a process together. Windows stop growing when it is spent;
     nothing fails."""
+
+    max_unread_bytes: int = 67_108_864
+    """Bytes of a session that may wait for their readers, beside what its windows have grown by.
+    The protocol grants 256 KiB to each stream unasked, which would be 256 MiB. With more, the
+    stream whose reader has been still for longest is reset, of those with over 32 KiB. It takes
+    256 readers at once that have stopped."""
 
     window_idle: float = 10.0
     """A grown window that was not used for this long shrinks to 256 KiB again, by withholding

@@ -26,6 +26,7 @@ REACHED_BY = {
     "accept_backlog": "mux/test_engine_backlog.py::300-opens-and-nobody-accepts",
     "max_unacked_opens": "mux/test_engine_opening.py::the-257th-waits-for-the-first-ack",
     "max_stream_window": ("mux/test_engine_growth.py::test_growing_stops_at_the_limit_of_a_stream"),
+    "max_unread_bytes": "mux/test_engine_unread.py::test_the_stillest_reader_makes_room",
     "session_window_budget": (
         "mux/test_engine_growth.py::test_all_streams_of_a_session_share_its_budget"
     ),

@@ -34,8 +34,7 @@ from tunnelmux.errors import (
     StreamRefused,
     TooManyStreams,
 )
-from tunnelmux.limits import INITIAL_WINDOW as _INITIAL_WINDOW
-from tunnelmux.limits import Limits
+from tunnelmux.limits import INITIAL_WINDOW as _INITIAL_WINDOW, Limits
 
 cdef enum:
     SLACK = 256  # room for the session's own control frames when sizing an output buffer
@@ -584,6 +583,7 @@ cdef class Engine(StreamTable):
             return 0
         if stream.remote_fin and not stream.reset_due:
             stream.reset_(0, "the peer sent data after its FIN")
+        self.bound_unread()
         if not stream.expects_data():
             self.begin_body(None, header.length, False)
             return 0

@@ -106,11 +106,13 @@ cdef class StreamTable:
     # how far receive windows may grow, and how far they have
     cdef int64_t max_stream_window
     cdef double window_idle
+    cdef int64_t max_unread_bytes
     cdef WindowBudget session_budget
     cdef WindowBudget process_budget
 
     cdef void grow_window(self, EngineStream stream, double interval, double rtt) noexcept
     cdef void settle_window(self, EngineStream stream) noexcept
+    cdef int bound_unread(self) except -1
     cdef int release_open_slot(self, EngineStream stream) except -1
     cdef int peer_reset(self, EngineStream stream, uint32_t code) except -1
     cdef int peer_fin(self, EngineStream stream) except -1

@@ -23,6 +23,9 @@ from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.errors import StreamClosed, StreamRefused, StreamReset
 from tunnelmux.limits import INITIAL_WINDOW as _INITIAL_WINDOW
 
+cdef enum:
+    LIGHT = 32_768  # unread bytes of a stream for which it is never reset
+
 cdef int64_t INITIAL_WINDOW = _INITIAL_WINDOW
 
 
@@ -312,6 +315,7 @@ cdef class StreamTable:
         self.process_budget = process_budget or WindowBudget(limits.process_window_budget)
         self.max_stream_window = min(limits.max_stream_window, <int64_t>1 << 31)
         self.window_idle = limits.window_idle
+        self.max_unread_bytes = limits.max_unread_bytes
         self.stream_send_buffer = limits.stream_send_buffer
         self.session_send_buffer = limits.session_send_buffer
         self.max_frame_payload = limits.max_frame_payload
@@ -349,6 +353,27 @@ cdef class StreamTable:
             self.session_budget.spent -= stream.window_share - share
             self.process_budget.spent -= stream.window_share - share
             stream.window_share = share
+
+    cdef int bound_unread(self) except -1:
+        """More payload has come. Where too much waits already, reset the stream whose reader has been
+        still for longest. All of the first 256 KiB was granted by the protocol, so no credit can be
+        withheld; and to read no more would stop all streams for the sake of one."""
+        cdef EngineStream stream, victim = None
+        if self.unread_bytes < self.max_unread_bytes + self.session_budget.spent:
+            return 0
+        for stream in self.streams.values():
+            if stream.inbox.size > LIGHT and (
+                victim is None
+                or stream.updated_at < victim.updated_at
+                or stream.updated_at == victim.updated_at and stream.inbox.size > victim.inbox.size
+            ):
+                victim = stream
+        if victim is None:
+            return 0
+        return victim.reset_(0, (
+            f"its reader has been still for longest, and {self.unread_bytes} bytes of the session wait "
+            f"to be read (limits.max_unread_bytes)"
+        ))
 
     cdef int release_open_slot(self, EngineStream stream) except -1:
         """The open of *stream* was answered, or never will be."""
