@@ -14,9 +14,10 @@ from support.origin import Origin, serving
 from support.redis_server import RedisServer, run_redis
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.errors import SessionError
-from tunnelmux.limits import IngressLimits
+from tunnelmux.limits import INITIAL_WINDOW, IngressLimits
 from tunnelmux.mux import Session
 from tunnelmux.proxy.cluster.hops import Hops
+from tunnelmux.proxy.cluster.node import hop_limits
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +180,11 @@ async def test_strangers_at_the_door_of_nodes_do_not_fill_the_log(
     assert [line["event"] for line in logs].count("hop refused") == 3
     [line] = [line for line in logs if line["event"] == "lines left out"]
     assert (line["of"], line["source"]) == ("hop refused", "127.0.0.1")
+
+
+def test_a_session_between_nodes_takes_all_that_was_granted() -> None:
+    """It has the streams of many devices: readers of one that stopped would reset another's."""
+    limits = LimitsConfig()
+    hop = hop_limits(limits)
+    assert hop.max_streams == limits.ingress.max_hop_streams
+    assert hop.max_unread_bytes >= hop.max_streams * INITIAL_WINDOW

@@ -20,7 +20,6 @@ from tunnelmux.pump.epoll cimport (
 )
 from tunnelmux.pump.tls_records cimport RecordWatch, watch_of
 
-import hashlib
 import ssl
 
 cdef extern from "sys/socket.h" nogil:
@@ -40,7 +39,9 @@ cdef enum:
     PIECE = RECORD + 512  # bytes of records that TLS gets at first: without data they cost much more
 
 # The random bytes of a server's hello that asks for another of the client (RFC 8446 section 4.1.3).
-cdef bytes RETRY = hashlib.sha256(b"HelloRetryRequest").digest()
+cdef bytes RETRY = bytes.fromhex(
+    "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
+)
 
 # Holds records between the kernel and the TLS library, which copies them before it returns.
 cdef uint8_t records[CIPHER]

@@ -22,7 +22,8 @@ cdef class Tunnel(Member):
     cdef PumpSocket wire
     cdef FrameReader frames
     cdef bint masks
-    cdef Py_ssize_t portion
+    cdef readonly Py_ssize_t portion
+    cdef public double turn
     cdef uint8_t *fill
     cdef Py_ssize_t filled
     cdef int64_t messages

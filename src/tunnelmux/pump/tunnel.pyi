@@ -16,6 +16,8 @@ class Tunnel(Member):
 
     watched: bool
     """While True, the owner is called after every batch that touched the session."""
+    turn: float
+    """Seconds that are too much for what is read at once: less is read next time."""
     deadline: float
     """The earliest deadline of the engine that the owner knows; it is called for an earlier one."""
 
@@ -35,6 +37,9 @@ class Tunnel(Member):
     @property
     def engine(self) -> PumpedEngine:
         """The engine it carries."""
+    @property
+    def portion(self) -> int:
+        """How many bytes the next read may take."""
     @property
     def ended(self) -> bool:
         """Whether nothing more will be read: the peer's end or Close, a broken frame, an error."""

@@ -28,7 +28,6 @@ cdef enum:
     FLUSHES = 4  # messages one tunnel sends in one batch
     LEAST_INPUT = 8192  # bytes read from a tunnel whose frames cost much
 
-
 cdef double TURN = 0.001  # seconds that are too much for what is read at once
 
 
@@ -67,7 +66,7 @@ cdef class Tunnel(Member):
         self.fd = wire.fd
         self.frames = frames
         self.masks = masks
-        self.portion = INPUT
+        self.portion, self.turn = INPUT, TURN
         self.owner = owner
         self.last_received = engine.liveness.last_inbound
         pump.add(self)
@@ -168,7 +167,7 @@ cdef class Tunnel(Member):
         if n > 0:
             began = self.pump.moment()
             self.take(self.pump.input, n)
-            if self.pump.moment() - began > TURN:
+            if self.pump.moment() - began > self.turn:
                 self.portion = max(LEAST_INPUT, self.portion // 4)
             else:
                 self.portion = min(INPUT, self.portion * 2)

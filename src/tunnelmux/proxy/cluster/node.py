@@ -16,10 +16,12 @@ import trio
 
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.config.cluster import ClusterConfig
+from tunnelmux.config.process import LimitsConfig
 from tunnelmux.directory import Directory, Node, new_incarnation
 from tunnelmux.directory.membership import Membership
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
+from tunnelmux.limits import INITIAL_WINDOW, Limits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.doors import HopDoors
 from tunnelmux.proxy.cluster.events import ClusterEvents, ToldWhenFound, lost_event
@@ -32,7 +34,7 @@ from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import OwnHandle
 from tunnelmux.wire import MOST_NODES, AgentNode
 
-__all__ = ["ClusterNode", "RedisNode"]
+__all__ = ["ClusterNode", "RedisNode", "hop_limits"]
 
 _log = get_logger("proxy.cluster")
 
@@ -45,6 +47,21 @@ _MOST_STRAY_FRAMES = sys.maxsize
 
 _LEAST_SESSIONS = 2
 # Where a device may have fewer, agents are told of no other node.
+
+
+def hop_limits(limits: LimitsConfig) -> Limits:
+    """The limits of a session between two nodes, which has the streams of many devices."""
+    session, streams = limits.session, limits.ingress.max_hop_streams
+    return replace(
+        session,
+        max_streams=streams,
+        # All that the protocol grants: readers of one device that have stopped reset no other's
+        # stream. Each device's own session is bounded.
+        max_unread_bytes=max(session.max_unread_bytes, streams * INITIAL_WINDOW),
+        keepalive_interval=min(session.keepalive_interval, 2.0),
+        keepalive_timeout=min(session.keepalive_timeout, 2.0),
+        max_stray_frames=_MOST_STRAY_FRAMES,
+    )
 
 
 class ClusterNode(abc.ABC):
@@ -65,14 +82,7 @@ class ClusterNode(abc.ABC):
         self._event_history = config.limits.internal.event_history
         self._store = store
         self._http_limits = config.limits.ingress
-        session = config.limits.session
-        self._limits = replace(
-            session,
-            max_streams=config.limits.ingress.max_hop_streams,
-            keepalive_interval=min(session.keepalive_interval, 2.0),
-            keepalive_timeout=min(session.keepalive_timeout, 2.0),
-            max_stray_frames=_MOST_STRAY_FRAMES,
-        )
+        self._limits = hop_limits(config.limits)
         self.server = HopServer(self._limits, self._http_limits)
         self.doors: HopDoors | None = None
         """Lets nodes of other machines in, if there can be any."""
