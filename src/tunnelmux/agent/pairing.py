@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from tunnelmux import __version__
 from tunnelmux.config import Secret
@@ -59,7 +60,7 @@ class Joined(msgspec.Struct, frozen=True):
 
     device: str
     label: str
-    token: str
+    token: Annotated[str, Meta(pattern=r"^[!-~]{1,4096}$")]
     tunnel_urls: list[str]
     tunnel_pin: str | None = None
 
@@ -70,11 +71,12 @@ class Joined(msgspec.Struct, frozen=True):
 class Waiting(msgspec.Struct, frozen=True):
     """The request still waits for an operator."""
 
-    expires_in: float
+    expires_in: Annotated[float, Meta(ge=0, le=2_678_400)]
     confirm_url: str
     code: str | None = None
     secret: str | None = None
-    interval: float = 3.0
+    interval: Annotated[float, Meta(ge=1, le=3600)] = 3.0
+    """Seconds between two polls."""
 
     def __repr__(self) -> str:
         return "<Waiting>"
