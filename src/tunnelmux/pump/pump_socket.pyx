@@ -51,8 +51,8 @@ cdef uint8_t records[CIPHER]
 cdef class PumpSocket:
     # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end has to be sent behind
     # it, `held` that reading waits for it, `answered` that TLS has answered the peer's hello and did
-    # not ask for another, `within` that the last record was not read to its end, `garbled` that one could not be
-    # decrypted, and `closed` that close_notify came; `at_end` is set once a read has returned 0.
+    # not ask for another, `within` that the last record was not read to its end, `garbled` that one
+    # could not be decrypted, and `closed` that close_notify came; `at_end` is set once a read has returned 0.
     # `error` is set once, and `hung_up` with it, so that reading goes on to the end.
 
     def __init__(self, socket not None, tls=None):

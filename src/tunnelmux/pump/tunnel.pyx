@@ -28,7 +28,7 @@ cdef enum:
     FLUSHES = 4  # messages one tunnel sends in one batch
     LEAST_INPUT = 8192  # bytes read from a tunnel whose frames cost much
 
-cdef double TURN = 0.003  # seconds that are too much for what is read at once: bulk takes about 1 ms
+cdef double TURN = 0.003  # seconds that are too much for one read: of bulk it takes about 1 ms
 
 
 cdef class PumpedEngine(Engine):
